@@ -1,0 +1,1 @@
+"""YAML configurations, shipped inside the package."""

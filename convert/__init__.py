@@ -1,0 +1,1 @@
+"""One module for each published checkpoint format, and the parity check."""

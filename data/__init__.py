@@ -1,0 +1,1 @@
+"""Preprocessing, data sets and input pipelines."""

@@ -1,0 +1,1 @@
+"""Sound and pictures: files in, arrays out, and back."""

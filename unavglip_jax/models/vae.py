@@ -1,0 +1,163 @@
+"""The image auto-encoder of Stable Diffusion (AutoencoderKL, sd-vae-ft-mse), in diffusers' names."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from unavglip_jax.config import NetworkConfig
+from unavglip_jax.models import layers
+
+
+class VAEConfig(NetworkConfig):
+    """Shape of the auto-encoder; every level but the last halves the resolution."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+
+
+class VAE(nnx.Module):
+    """Images to latents (`encode`) and back (`decode`)."""
+
+    def __init__(self, config: VAEConfig, *, rngs):
+        self.config = config
+        kw = layers.precision(config, rngs)
+        latent = config.latent_channels
+        self.encoder = Encoder(config, **kw)
+        self.decoder = Decoder(config, **kw)
+        self.quant_conv = layers.conv(2 * latent, 2 * latent, 1, **kw | {"dtype": jnp.float32})
+        self.post_quant_conv = layers.conv(latent, latent, 1, **kw)
+
+    def moments(
+        self, images: Float[Array, "B H W 3"]
+    ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
+        """Mean and log-variance (clipped to [-30, 20]) of the posterior of images in [-1, 1]."""
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """Scaled latents: the mode of the posterior of images in [-1, 1], times `scaling_factor`."""
+        return self.moments(images)[0] * self.config.scaling_factor
+
+    def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
+        """Images, about [-1, 1] and not clipped, of latents scaled as `encode` scales them."""
+        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+
+
+class Encoder(nnx.Module):
+    """Pixels -> mean and log-variance before `quant_conv`."""
+
+    def __init__(self, config: VAEConfig, **kw):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = layers.conv(config.in_channels, widths[0], padding=1, **kw)
+        self.down_blocks = nnx.List()
+        before = (widths[0], *widths)
+        for level, width in enumerate(widths):
+            inputs = [before[level], *[width] * (config.layers_per_block - 1)]
+            block = nnx.Module()
+            block.resnets = nnx.List([ResnetBlock(n, width, groups, **kw) for n in inputs])
+            down = [] if level == len(widths) - 1 else [Resample(width, stride=2, padding=0, **kw)]
+            block.downsamplers = nnx.List(down)
+            self.down_blocks.append(block)
+        self.mid_block = MidBlock(widths[-1], groups, **kw)
+        kw["dtype"] = jnp.float32
+        self.conv_norm_out = layers.group_norm(widths[-1], groups, 1e-6, **kw)
+        self.conv_out = layers.conv(widths[-1], 2 * config.latent_channels, padding=1, **kw)
+
+    def __call__(self, x):
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            for resnet in block.resnets:
+                x = resnet(x)
+            if block.downsamplers:
+                x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # right and bottom only
+                x = block.downsamplers[0].conv(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents after `post_quant_conv` -> pixels."""
+
+    def __init__(self, config: VAEConfig, **kw):
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = layers.conv(config.latent_channels, widths[0], padding=1, **kw)
+        self.mid_block = MidBlock(widths[0], groups, **kw)
+        self.up_blocks = nnx.List()
+        before = (widths[0], *widths)
+        for level, width in enumerate(widths):
+            inputs = [before[level], *[width] * config.layers_per_block]
+            block = nnx.Module()
+            block.resnets = nnx.List([ResnetBlock(n, width, groups, **kw) for n in inputs])
+            up = [] if level == len(widths) - 1 else [Resample(width, stride=1, padding=1, **kw)]
+            block.upsamplers = nnx.List(up)
+            self.up_blocks.append(block)
+        kw["dtype"] = jnp.float32
+        self.conv_norm_out = layers.group_norm(widths[-1], groups, 1e-6, **kw)
+        self.conv_out = layers.conv(widths[-1], config.out_channels, padding=1, **kw)
+
+    def __call__(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            for resnet in block.resnets:
+                x = resnet(x)
+            if block.upsamplers:
+                x = block.upsamplers[0].conv(layers.upsample_nearest(x))
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Resample(nnx.Module):
+    """The 3x3 convolution of a change of resolution."""
+
+    def __init__(self, width, *, stride, padding, **kw):
+        self.conv = layers.conv(width, width, stride=stride, padding=padding, **kw)
+
+
+class ResnetBlock(nnx.Module):
+    """norm-SiLU-conv twice, and the input added."""
+
+    def __init__(self, in_features, out_features, groups, **kw):
+        self.norm1 = layers.group_norm(in_features, groups, 1e-6, **kw)
+        self.conv1 = layers.conv(in_features, out_features, padding=1, **kw)
+        self.norm2 = layers.group_norm(out_features, groups, 1e-6, **kw)
+        self.conv2 = layers.conv(out_features, out_features, padding=1, **kw)
+        if in_features != out_features:
+            self.conv_shortcut = layers.conv(in_features, out_features, 1, **kw)
+
+    def __call__(self, x):
+        hidden = self.conv1(jax.nn.silu(self.norm1(x)))
+        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
+        return hidden + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class MidBlock(nnx.Module):
+    """Resnet, single-head self-attention over the pixels, resnet."""
+
+    def __init__(self, width, groups, **kw):
+        self.resnets = nnx.List([ResnetBlock(width, width, groups, **kw) for _ in range(2)])
+        self.attentions = nnx.List([PixelAttention(width, groups, **kw)])
+
+    def __call__(self, x):
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class PixelAttention(nnx.Module):
+    """Single-head attention of every pixel to every pixel, with biases."""
+
+    def __init__(self, width, groups, **kw):
+        self.group_norm = layers.group_norm(width, groups, 1e-6, **kw)
+        self.to_q = nnx.Linear(width, width, **kw)
+        self.to_k = nnx.Linear(width, width, **kw)
+        self.to_v = nnx.Linear(width, width, **kw)
+        self.to_out = nnx.List([nnx.Linear(width, width, **kw)])
+
+    def __call__(self, x):
+        tokens = self.group_norm(x).reshape(len(x), -1, x.shape[-1])
+        attended = layers.attention(
+            self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), heads=1
+        )
+        return x + self.to_out[0](attended).reshape(x.shape)
