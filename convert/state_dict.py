@@ -129,7 +129,7 @@ def place(
                 has, wants = tuple(tensor.shape), torch_shape(shapes[path].shape, path)
                 misshapen.append(f"{key} is {has}, the network has {wants}")
             else:
-                params[path] = value.astype(shapes[path].dtype)
+                params[path] = np.ascontiguousarray(value, shapes[path].dtype)
             origin[path] = key
     missing = [torch_name(path) for path in shapes if path not in origin]
 

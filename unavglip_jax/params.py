@@ -4,7 +4,6 @@
 sharding, converting, saving and averaging are operations on these names.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -40,7 +39,7 @@ class KeyStream:
 
 def abstract(network: Callable, config) -> tuple[Any, Shapes]:
     """Graph definition and `{path: ShapeDtypeStruct}` of `network(config)`, without allocating it."""
-    build = lambda: network(config, rngs=KeyStream(jax.random.key(0)))  # noqa: E731
+    build = lambda: network(config, rngs=KeyStream(jax.random.key(0)))
     graphdef, state = nnx.split(nnx.eval_shape(build))
     return graphdef, flatten(state)
 
@@ -118,15 +117,9 @@ def cast(params: Params, shapes: Shapes) -> Params:
 def save(
     path: str | Path, params: Mapping[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file, complete or not at all."""
-    path = Path(path)
+    """Writes a safetensors file."""
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in params.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        safetensors.numpy.save_file(tensors, partial, metadata=metadata)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:

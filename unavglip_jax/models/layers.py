@@ -29,7 +29,7 @@ def conv(
     **precision,
 ) -> nnx.Conv:
     """A convolution with PyTorch's symmetric padding, channels last."""
-    each = lambda value: (value,) * rank if isinstance(value, int) else tuple(value)  # noqa: E731
+    each = lambda value: (value,) * rank if isinstance(value, int) else tuple(value)
     return nnx.Conv(
         in_features,
         out_features,
@@ -74,6 +74,20 @@ def attention(
     shape = query.shape
     query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
     return jax.nn.dot_product_attention(query, key, value).reshape(shape)
+
+
+def expect(what: str, x: Array, *axes: int | None) -> None:
+    """Refuses an array that is not (batch, *axes); `None` stands for any length.
+
+    Raises:
+      ValueError: says what the array is, what it must be and what was given.
+    """
+    given = x.shape[1:]
+    if len(given) != len(axes) or any(
+        axis not in (None, length) for axis, length in zip(axes, given, strict=True)
+    ):
+        wanted = ", ".join("any" if axis is None else str(axis) for axis in axes)
+        raise ValueError(f"{what} must be (batch, {wanted}), not {x.shape}")
 
 
 def gelu(x: Array) -> Array:

@@ -337,14 +337,11 @@ class Lora(nnx.Module):
 
 def init_identity(params: Params) -> Params:
     """Identity keys and values started as copies of the audio ones, as IP-Adapter and UnAvgLip do."""
-    source = lambda name: name.replace("processor/to_k_ip", "to_k").replace(
-        "processor/to_v_ip", "to_v"
-    )  # noqa: E731
-    copies = {
-        name: params[source(name)].astype(leaf.dtype)
-        for name, leaf in params.items()
-        if source(name) != name
-    }
+    copies = {}
+    for name, leaf in params.items():
+        source = name.replace("processor/to_k_ip", "to_k").replace("processor/to_v_ip", "to_v")
+        if source != name:
+            copies[name] = params[source].astype(leaf.dtype)
     return params | copies
 
 
@@ -368,7 +365,7 @@ def fold_timestep(
     params: Params, config: UNetConfig, timestep: int = 0
 ) -> tuple[Params, UNetConfig]:
     """The time branch of a constant timestep added to the bias of each resnet's first convolution."""
-    dense = lambda x, path: (  # noqa: E731
+    dense = lambda x, path: (
         jnp.matmul(x, params[f"{path}/kernel"].astype(jnp.float32), precision="highest")
         + params[f"{path}/bias"].astype(jnp.float32)
     )
