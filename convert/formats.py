@@ -47,6 +47,7 @@ FORMATS = (
     Format("vae", "a Stable-Diffusion VAE", vae.MARKS, "MIT"),
     Format("whisper", "Whisper (OpenAI's file)", whisper.MARKS_OPENAI, "MIT"),
     Format("whisper", "Whisper (transformers)", whisper.MARKS_TRANSFORMERS, "Apache-2.0"),
+    Format("whisper", "Whisper (transformers)", whisper.MARKS_TRANSFORMERS_MODEL, "Apache-2.0"),
     Format(
         "wav2lip_syncnet",
         "Wav2Lip's lip-sync expert",
@@ -57,6 +58,7 @@ FORMATS = (
     Format("syncnet_v2", "SyncNet v2 of Chung and Zisserman", syncnet_v2.MARKS, "MIT"),
     Format("face_parsing", "BiSeNet face parsing", bisenet.MARKS, "MIT; trained on CelebAMask-HQ"),
     Format("face_detector", "S3FD", s3fd.MARKS, "BSD-3-Clause (face-alignment)"),
+    Format("face_detector", "S3FD (syncnet_python)", s3fd.MARKS_SYNCNET, "MIT (syncnet_python)"),
     Format("lpips", "LPIPS heads", vgg.MARKS_LPIPS, "BSD-2-Clause"),
     Format("vgg19", "torchvision's VGG19", vgg.MARKS_VGG19, "BSD-3-Clause; trained on ImageNet"),
     Format("vgg16", "torchvision's VGG16", vgg.MARKS_VGG16, "BSD-3-Clause; trained on ImageNet"),

@@ -60,8 +60,8 @@ def load_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error)
-        if "Unsupported global" in reason or "Unsupported class" in reason:
+        reason = str(error).lower()
+        if "unsupported global" in reason or "unsupported class" in reason:
             raise InputError(
                 f"{path} contains pickled code, which is not run here; get its weights as "
                 "safetensors or as a plain state dict"

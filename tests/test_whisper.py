@@ -136,11 +136,11 @@ def test_every_published_form_gives_the_same_parameters(encoder):
     bare = checkpoint(encoder) | {f"decoder.{key}": value for key, value in decoder.items()}
     half = {key: torch.as_tensor(value).half() for key, value in bare.items()}
 
-    for source, marks in (
-        (openai, whisper.MARKS_OPENAI),
-        (model, whisper.MARKS_TRANSFORMERS_MODEL),
-        (bare, whisper.MARKS_TRANSFORMERS),
-        (half, whisper.MARKS_TRANSFORMERS),
+    for source, marks, atol in (
+        (openai, whisper.MARKS_OPENAI, 0),
+        (model, whisper.MARKS_TRANSFORMERS_MODEL, 0),
+        (bare, whisper.MARKS_TRANSFORMERS, 0),
+        (half, whisper.MARKS_TRANSFORMERS, 1e-3),
     ):
         assert all(mark in source for mark in marks)
         found_config, found = whisper.convert(source)
@@ -148,7 +148,7 @@ def test_every_published_form_gives_the_same_parameters(encoder):
         assert list(found) == list(expected)
         for name, value in found.items():
             assert value.dtype == np.float32
-            np.testing.assert_allclose(value, expected[name], rtol=1e-3 if source is half else 0)
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("form", ["openai", "transformers"])
@@ -227,7 +227,9 @@ def test_positions_of_a_new_network_are_transformers():
     )
     untouched = WhisperEncoder(TorchConfig(d_model=WIDTH, encoder_attention_heads=2))
     expected = untouched.embed_positions.weight.detach()
-    np.testing.assert_allclose(fresh["positional_embedding"], expected, atol=2e-6)
+    np.testing.assert_allclose(
+        fresh["positional_embedding"], expected, atol=1e-4
+    )  # theirs in float32
 
 
 def speech() -> np.ndarray:
@@ -236,8 +238,19 @@ def speech() -> np.ndarray:
         return np.frombuffer(file.readframes(-1), "<i2").astype(np.float32) / 32768
 
 
-def features(name, samples, front_end) -> np.ndarray:
-    """All steps (L, 5, 384) of a recording by the published network of a folder of vectors."""
+def encode_audio(run, samples, front_end):
+    """The features of a recording on the device, every row from `steps` on zero, and `steps`.
+
+    The number of rows, 1500 for each segment and one more, is the same for many recordings.
+    """
+    segments, steps = audio.whisper_segments(samples, front_end)
+    states = jnp.concatenate([run(segment[None])[0] for segment in segments])
+    states = jnp.pad(states, [(0, 1), (0, 0), (0, 0)])
+    return jnp.where(jnp.arange(len(states))[:, None, None] < steps, states, 0), steps
+
+
+def features(name, samples, front_end):
+    """`encode_audio` with the network of a folder of vectors."""
     manifest = json.loads((VECTORS / name / "manifest.json").read_text())
     source = {
         key: sinusoids(*shape) if "position" in key else parity.weight(key, shape, manifest["seed"])
@@ -246,9 +259,7 @@ def features(name, samples, front_end) -> np.ndarray:
     }
     config, weights = whisper.convert(source)
     run = ours(config)
-    segments, steps = audio.whisper_segments(samples, front_end, config.n_mels)
-    found = [np.asarray(run(weights, segment[None], front_end))[0] for segment in segments]
-    return np.concatenate(found)[:steps]
+    return encode_audio(lambda mel: run(weights, mel, front_end), samples, front_end)
 
 
 @pytest.fixture(scope="module")
@@ -259,29 +270,28 @@ def vectors():
 
 
 def test_speech_to_features_is_musetalk_10(vectors):
-    found = features("whisper_tiny", speech(), "v10")
-    assert found.shape == tuple(vectors["whisper_tiny"]["features_shape"])
-    assert relative_error(found[::20], vectors["whisper_tiny"]["features"]) < 1e-4
+    found, steps = features("whisper_tiny", speech(), "v10")
+    assert (steps, *found.shape[1:]) == tuple(vectors["whisper_tiny"]["features_shape"])
+    assert relative_error(found[:steps:20], vectors["whisper_tiny"]["features"]) < 1e-4
 
 
 def test_features_join_over_the_thirtieth_second(vectors):
     samples = np.resize(speech(), 33 * 16000)
-    found = features("whisper_tiny", samples, "v10")
-    assert found.shape == tuple(vectors["whisper_tiny"]["features33_shape"])
+    found, steps = features("whisper_tiny", samples, "v10")
+    assert (steps, *found.shape[1:]) == tuple(vectors["whisper_tiny"]["features33_shape"])
     assert relative_error(found[1498:1502], vectors["whisper_tiny"]["features33_boundary"]) < 1e-4
 
 
 def test_speech_to_windows_is_musetalk_15(vectors):
     samples = speech()
-    found = features("whisper_tiny_v15", samples, "v15")
-    on_device = jnp.asarray(np.pad(found, [(0, 1), (0, 0), (0, 0)]))
-    gather = jax.jit(lambda rows, indices: rows[indices].reshape(len(indices), -1, rows.shape[-1]))
+    found, steps = features("whisper_tiny_v15", samples, "v15")
+    on_device = jax.jit(lambda rows, at: rows[at].reshape(len(at), -1, rows.shape[-1]))
     for fps in (24, 25, 30):
         count, *frames = vectors["whisper_tiny_v15"][f"frames_{fps}"]
         expected = vectors["whisper_tiny_v15"][f"chunks_{fps}"]
         assert audio.published_window_count(len(samples), Fraction(fps), "v15") == count
         lead = 2 * math.ceil(50 / fps)
-        indices = audio.window_indices(count, Fraction(fps), len(found), "v15", lead)[frames]
-        windows = audio.gather_windows(found, indices)
+        indices = audio.window_indices(count, Fraction(fps), steps, "v15", lead)[frames]
+        windows = audio.gather_windows(np.asarray(found[:steps]), indices)
         assert relative_error(windows[:, ::5], expected) < 1e-4
-        np.testing.assert_array_equal(gather(on_device, indices), windows)
+        np.testing.assert_array_equal(on_device(found, indices), windows)

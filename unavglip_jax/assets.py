@@ -17,7 +17,7 @@ from typing import Literal
 import yaml
 
 from unavglip_jax import params
-from unavglip_jax.config import Config, InputError, NetworkConfig, load_yaml, validate
+from unavglip_jax.config import AudioFrontEnd, Config, InputError, NetworkConfig, load_yaml, validate
 from unavglip_jax.params import Params
 
 # component -> module and class of its network; its configuration is the class of the same name + Config.
@@ -70,7 +70,7 @@ class Pack(Config):
 
     Attributes:
       system: what the networks together are.
-      audio_front_end: "v10" or "v15", the convention of the Whisper features.
+      audio_front_end: the convention of the Whisper features.
       crop: the rule that makes the crop box from landmarks.
       mask: which part of the crop is hidden from the generator and replaced.
       identity: the identity embeddings, for systems that use them.
@@ -78,7 +78,7 @@ class Pack(Config):
     """
 
     system: Literal["unavglip", "musetalk"]
-    audio_front_end: Literal["v10", "v15"]
+    audio_front_end: AudioFrontEnd
     crop: Literal["musetalk_v10", "musetalk_v15"]
     mask: Literal["lower_half", "mouth_and_jaw"]
     identity: IdentityEmbedding | None = None

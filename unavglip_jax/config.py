@@ -8,6 +8,9 @@ import yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+# The convention of the Whisper features: "v10" is MuseTalk 1.0, UnAvgLip and LatentSync, "v15" MuseTalk 1.5.
+AudioFrontEnd = Literal["v10", "v15"]
+
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one sentence: what, where, what to do."""

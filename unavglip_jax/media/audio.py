@@ -8,19 +8,15 @@ import functools
 from collections.abc import Callable
 from fractions import Fraction
 from numbers import Rational
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from unavglip_jax.config import InputError
-
-FrontEnd = Literal["v10", "v15"]
+from unavglip_jax.config import AudioFrontEnd, InputError
 
 SAMPLE_RATE = 16_000  # samples a second
 STEP_RATE = 50  # steps a second of the Whisper encoder
 MEL_RATE = 80  # rows a second of the Wav2Lip mel
-MFCC_RATE = 100  # rows a second of SyncNet's MFCC
 
 SEGMENT = 30 * SAMPLE_RATE  # what the Whisper encoder takes at once
 SAMPLES_A_STEP = SAMPLE_RATE // STEP_RATE
@@ -32,7 +28,7 @@ BLOCK = 1024  # analysis frames transformed at once; bounds the memory of a long
 
 
 def whisper_segments(
-    samples: Float[np.ndarray, " N"], front_end: FrontEnd, n_mels: int = 80
+    samples: Float[np.ndarray, " N"], front_end: AudioFrontEnd, n_mels: int = 80
 ) -> tuple[Float[np.ndarray, "S 3000 M"], int]:
     """The log-mel segments to run the Whisper encoder on, and how many 20 ms steps of them to keep.
 
@@ -130,7 +126,7 @@ def syncnet_mfcc(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, "T 13"]:
 
 
 def window_indices(
-    count: int, fps: Fraction, steps: int, front_end: FrontEnd, lead: int = WINDOW_LEAD
+    count: int, fps: Fraction, steps: int, front_end: AudioFrontEnd, lead: int = WINDOW_LEAD
 ) -> Int[np.ndarray, "F 10"]:
     """The encoder steps that each of the first `count` video frames hears.
 
@@ -156,7 +152,7 @@ def window_indices(
     return indices.astype(np.int32)
 
 
-def published_window_count(samples: int, fps: Fraction, front_end: FrontEnd) -> int:
+def published_window_count(samples: int, fps: Fraction, front_end: AudioFrontEnd) -> int:
     """How many video frames the original programs make of a recording of so many samples.
 
     MuseTalk 1.0, UnAvgLip and LatentSync go on until a frame's time is past the last step: one or

@@ -88,7 +88,7 @@ class ResNet18(nnx.Module):
 
     def __init__(self, **kw):
         self.conv1 = layers.conv(3, 64, 7, stride=2, padding=3, use_bias=False, **kw)
-        self.bn1 = layers.batch_norm(64, **kw | {"dtype": jnp.float32})
+        self.bn1 = layers.batch_norm(64, **kw)
         self.layer1 = nnx.List([BasicBlock(64, 64, 1, **kw), BasicBlock(64, 64, 1, **kw)])
         self.layer2 = nnx.List([BasicBlock(64, 128, 2, **kw), BasicBlock(128, 128, 1, **kw)])
         self.layer3 = nnx.List([BasicBlock(128, 256, 2, **kw), BasicBlock(256, 256, 1, **kw)])
@@ -135,7 +135,7 @@ class ConvNorm(nnx.Module):
         self.conv = layers.conv(
             in_features, out_features, kernel, padding=kernel // 2, use_bias=False, **kw
         )
-        self.bn = layers.batch_norm(out_features, **kw | {"dtype": jnp.float32})
+        self.bn = layers.batch_norm(out_features, **kw)
 
     def __call__(self, x):
         return jax.nn.relu(self.bn(self.conv(x)))
@@ -147,7 +147,7 @@ class AttentionRefinement(nnx.Module):
     def __init__(self, in_features, out_features, **kw):
         self.conv = ConvNorm(in_features, out_features, 3, **kw)
         self.conv_atten = layers.conv(out_features, out_features, 1, use_bias=False, **kw)
-        self.bn_atten = layers.batch_norm(out_features, **kw | {"dtype": jnp.float32})
+        self.bn_atten = layers.batch_norm(out_features, **kw)
 
     def __call__(self, x):
         x = self.conv(x)

@@ -41,22 +41,46 @@ def conv(
 
 
 def group_norm(features: int, groups: int, epsilon: float, *, dtype, rngs, **_) -> nnx.GroupNorm:
-    """GroupNorm with float32 weights and two-pass float32 statistics."""
+    """GroupNorm computed in float32, with two-pass statistics; the result is `dtype`."""
     return nnx.GroupNorm(
-        features, groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
+        features,
+        groups,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=dtype,
+        promote_dtype=unchanged,
+        rngs=rngs,
     )
 
 
 def layer_norm(features: int, *, dtype, rngs, epsilon: float = 1e-5, **_) -> nnx.LayerNorm:
-    """LayerNorm with float32 weights and two-pass float32 statistics."""
-    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    """LayerNorm computed in float32, with two-pass statistics; the result is `dtype`."""
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        use_fast_variance=False,
+        dtype=dtype,
+        promote_dtype=unchanged,
+        rngs=rngs,
+    )
 
 
 def batch_norm(features: int, *, dtype, rngs, **_) -> nnx.BatchNorm:
-    """BatchNorm on its running statistics, as PyTorch's `eval()`."""
+    """BatchNorm on its running statistics, as PyTorch's `eval()`, computed in float32."""
     return nnx.BatchNorm(
-        features, use_running_average=True, epsilon=1e-5, momentum=0.9, dtype=dtype, rngs=rngs
+        features,
+        use_running_average=True,
+        epsilon=1e-5,
+        momentum=0.9,
+        dtype=dtype,
+        promote_dtype=unchanged,
+        rngs=rngs,
     )
+
+
+def unchanged(arrays, **_):
+    """Keeps flax from rounding a norm's float32 weights and statistics to the compute dtype first."""
+    return arrays
 
 
 def sequential(*entries: nnx.Module | None) -> nnx.List:
@@ -123,7 +147,8 @@ def max_pool(x: Array, window: Sequence[int], stride: Sequence[int], padding=Non
 def l2_normalize(x: Array) -> Array:
     """x / max(‖x‖₂, 1e-12) over the last axis, in float32 (torch.nn.functional.normalize)."""
     x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    squared = (x * x).sum(axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared, 1e-24))  # not of 0, where its gradient is not a number
 
 
 def timestep_embedding(timestep: Int[Array, " B"], features: int) -> Float[Array, "B C"]:

@@ -84,7 +84,7 @@ class SyncNetV2(nnx.Module):
 def conv_norm(in_features, out_features, kernel, **kw) -> tuple[nnx.Conv, nnx.BatchNorm]:
     """A convolution with bias and its batch norm."""
     conv = layers.conv(in_features, out_features, kernel, **kw)
-    return conv, layers.batch_norm(out_features, **kw | {"dtype": jnp.float32})
+    return conv, layers.batch_norm(out_features, **kw)
 
 
 def apply(net: nnx.List, index: int, x: Array) -> Array:

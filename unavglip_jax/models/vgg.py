@@ -1,4 +1,4 @@
-"""The convolutions of VGG16 and VGG19 (arXiv 1409.1556), features of perceptual losses, in torchvision's names."""
+"""The convolutions of VGG16 and VGG19 (arXiv 1409.1556) for perceptual losses, in torchvision's names."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -88,7 +88,7 @@ class Block(nnx.Module):
     def __init__(self, in_features, out_features, kernel, stride, padding, *, residual, **kw):
         self.residual = residual
         conv = layers.conv(in_features, out_features, kernel, stride=stride, padding=padding, **kw)
-        norm = layers.batch_norm(out_features, **kw | {"dtype": jnp.float32})
+        norm = layers.batch_norm(out_features, **kw)
         self.conv_block = layers.sequential(conv, norm)
 
     def __call__(self, x):

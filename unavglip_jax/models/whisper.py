@@ -1,16 +1,12 @@
 """The Whisper encoder, any published size, returning every hidden state (OpenAI's parameter names)."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unavglip_jax.config import NetworkConfig
+from unavglip_jax.config import AudioFrontEnd, NetworkConfig
 from unavglip_jax.models import layers
-
-AudioFrontEnd = Literal["v10", "v15"]
 
 
 class WhisperConfig(NetworkConfig):
