@@ -104,20 +104,17 @@ class Graph:
     """An ONNX graph and who computes with which of its values."""
 
     def __init__(self, model: Any, path: Path):
-        from onnx import helper, numpy_helper
+        from onnx import numpy_helper
 
-        self.attributes = lambda node: {
-            a.name: helper.get_attribute_value(a) for a in node.attribute
-        }
         self.nodes = list(model.graph.node)
         try:
             self.initialisers = {
                 tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
             }
             self.initialisers |= {
-                node.output[0]: numpy_helper.to_array(self.attributes(node)["value"])
+                node.output[0]: numpy_helper.to_array(attributes(node)["value"])
                 for node in self.nodes
-                if node.op_type == "Constant" and "value" in self.attributes(node)
+                if node.op_type == "Constant" and "value" in attributes(node)
             }
         except (TypeError, ValueError) as error:
             raise InputError(
@@ -177,7 +174,7 @@ class Graph:
         shape = lambda value: tuple(d.dim_value or "?" for d in value.type.tensor_type.shape.dim)
         ins, outs = ([shape(value) for value in values] for values in (self.inputs, self.outputs))
         sizes = {dims[2:] for dims in ins}
-        grouped = any(self.attributes(n).get("group", 1) > 1 for n in self.nodes)
+        grouped = any(attributes(n).get("group", 1) > 1 for n in self.nodes)
         if len(outs) >= 5:
             guess = "a face detector"
         elif len(ins) > 1:
@@ -195,6 +192,13 @@ class Graph:
         kinds = Counter(node.op_type for node in self.nodes).most_common(4)
         ops = ", ".join(f"{count} {kind}" for kind, count in kinds)
         return f"{guess} ({text('input', ins)}; {text('output', outs)}; {ops})"
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """A node's attributes; those left at their defaults are absent."""
+    from onnx import helper
+
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def named(node: Any) -> str:
@@ -215,7 +219,7 @@ def state_dict_of(graph: Graph) -> dict[str, np.ndarray]:
     def norm(value, name):
         node = graph.follow(value, "BatchNormalization")
         weight, bias, mean, variance = graph.weights(node)
-        epsilon = graph.attributes(node).get("epsilon", 1e-5)
+        epsilon = attributes(node).get("epsilon", 1e-5)
         out[f"{name}.weight"], out[f"{name}.bias"] = weight, bias
         out[f"{name}.running_mean"] = mean
         out[f"{name}.running_var"] = variance + np.float32(epsilon - np.float32(EPSILON))
@@ -231,7 +235,7 @@ def state_dict_of(graph: Graph) -> dict[str, np.ndarray]:
         node = graph.follow(value, "Conv")
         weight, *bias = graph.weights(node)
         has = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1}
-        has = has | {"auto_pad": b"NOTSET"} | graph.attributes(node) | {"kernel": weight.shape[2:]}
+        has = has | {"auto_pad": b"NOTSET"} | attributes(node) | {"kernel": weight.shape[2:]}
         wants = {"strides": [stride] * 2, "pads": [size // 2] * 4, "dilations": [1, 1], "group": 1}
         wants |= {"auto_pad": b"NOTSET", "kernel": (size, size)}
         for key, wanted in wants.items():
@@ -307,9 +311,8 @@ def preprocessing(graph: Graph) -> tuple[str, np.ndarray | float]:
     if ends is None:
         return value, 1.0
     middle, gain = ends
-    if (
-        np.abs(middle).max() > 1e-3
-    ):  # the first convolution pads with 0, so it must be the same grey
+    # The first convolution pads with 0: that has to be the grey that it is in our input.
+    if np.abs(middle).max() > 1e-3:
         raise ConversionError(
             f"it maps the byte 127.5 to {np.round(middle, 3).tolist()}; only a graph that maps it to 0 "
             "can be read"
@@ -320,7 +323,7 @@ def preprocessing(graph: Graph) -> tuple[str, np.ndarray | float]:
 def linear(graph: Graph, value: str, out: dict[str, np.ndarray]) -> str:
     """Reads Flatten and the fully connected layer, which may be one node or two."""
     node = graph.follow(value, "Flatten", "Reshape")
-    if graph.attributes(node).get("axis", 1) != 1:
+    if attributes(node).get("axis", 1) != 1:
         raise ConversionError(f"its Flatten {named(node)} keeps more than the batch")
     node = graph.follow(node.output[0], "Gemm", "MatMul")
     weight, *bias = graph.weights(node)
@@ -329,7 +332,7 @@ def linear(graph: Graph, value: str, out: dict[str, np.ndarray]) -> str:
         node = graph.follow(node.output[0], "Add")
         bias = [c for c in map(graph.constant, node.input) if c is not None]
     else:
-        has = graph.attributes(node)
+        has = attributes(node)
         if has.get("transA", 0) or has.get("alpha", 1.0) != 1 or has.get("beta", 1.0) != 1:
             raise ConversionError(f"its Gemm {named(node)} is transposed or scaled")
         out["fc.weight"] = weight if has.get("transB", 0) else weight.T

@@ -104,7 +104,9 @@ def state_dict(manifest: dict) -> StateDict:
     """The weights of a manifest."""
     processors = {name: i for i, name in enumerate(manifest.get("processors", []))}
 
-    def name(key):  # an UnAvgLip processor's tensor has two names and follows the rule of the second
+    def name(
+        key,
+    ):  # an UnAvgLip processor's tensor has two names and follows the rule of the second
         layer, dot, rest = key.removeprefix("unet.").partition(".processor.")
         known = dot and f"{layer}.processor" in processors
         return f"adapter_modules.{processors[f'{layer}.processor']}.{rest}" if known else key
@@ -124,7 +126,9 @@ def run(component: str, config, weights, method: Callable, *inputs) -> np.ndarra
     """One jitted call of `method(model, *inputs)`; its outputs channels first, as PyTorch's."""
     graphdef, _ = params.abstract(network_of(component)[0], config)
     out = jax.jit(lambda w, *x: method(params.bind(graphdef, w), *x))(weights, *inputs)
-    return jax.tree.map(lambda x: np.moveaxis(np.asarray(x), -1, 1) if x.ndim > 3 else np.asarray(x), out)
+    return jax.tree.map(
+        lambda x: np.moveaxis(np.asarray(x), -1, 1) if x.ndim > 3 else np.asarray(x), out
+    )
 
 
 def unavglip_outputs(manifest: dict, source: StateDict, folder: Path) -> tuple[int, Outputs]:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from comparing import randomise
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from test_unet import torch_unet
 
+from comparing import randomise
 from unavglip_jax import assets, params
 from unavglip_jax.config import InputError
 from unavglip_jax.convert import musetalk, parity, unavglip
@@ -88,7 +88,9 @@ def pack(files, tmp_path_factory):
 def test_adapter_to_pack_and_back_is_the_identity(files, pack, tmp_path):
     done = unavglip_command("convert", "export", "--pack", pack, "--output", tmp_path / "back.bin")
     assert "1289 keys" in done.stdout
-    published, exported = (torch.load(p, weights_only=True) for p in (files / "adapter.bin", tmp_path / "back.bin"))
+    published, exported = (
+        torch.load(p, weights_only=True) for p in (files / "adapter.bin", tmp_path / "back.bin")
+    )
     assert published.keys() == exported.keys()
     assert all(torch.equal(published[key], exported[key]) for key in published)
     # The two names of an adapter tensor are one tensor, as UnAvgLip's loader makes them.
@@ -112,7 +114,9 @@ def test_pack_says_what_inference_must_know(pack):
 
 def test_generator_of_a_pack_is_the_checkpoints(files, pack):
     config, weights = assets.load_generator(pack, param_dtype="bfloat16")
-    source = unavglip.convert(read(files / "adapter.bin"), json.loads((files / "unet.json").read_text()))
+    source = unavglip.convert(
+        read(files / "adapter.bin"), json.loads((files / "unet.json").read_text())
+    )
     assert config.replace(param_dtype="float32") == source.unet_config
     assert weights.keys() == source.unet.keys()
     lora = "mid_block/attentions/0/transformer_blocks/0/attn1/processor/to_q_lora/up/kernel"
@@ -213,7 +217,9 @@ def test_files_that_are_no_checkpoints(tmp_path, kind, says):
 
 def test_training_checkpoints_are_opened(tmp_path):
     state = {"module.a.weight": torch.ones(2)}
-    torch.save({"state_dict": state, "optimizer": {"lr": 1e-4}, "global_step": 5}, tmp_path / "x.pth")
+    torch.save(
+        {"state_dict": state, "optimizer": {"lr": 1e-4}, "global_step": 5}, tmp_path / "x.pth"
+    )
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("x.pth", "old.pth"):
         assert list(read(tmp_path / name)) == ["a.weight"]
@@ -321,7 +327,10 @@ def test_a_damaged_pack_is_refused(pack, tmp_path):
     for change, says in (
         ({"mask": "all"}, "mask"),
         ({"colour": 1}, "colour"),
-        ({"components": {"vae": description["components"]["vae"] | {"file": "../x"}}}, "plain file name"),
+        (
+            {"components": {"vae": description["components"]["vae"] | {"file": "../x"}}},
+            "plain file name",
+        ),
     ):
         (copy / "pack.yaml").write_text(yaml.safe_dump(description | change))
         with pytest.raises(InputError, match=says):
@@ -353,7 +362,9 @@ fields = dict(system="musetalk", audio_front_end="v10", crop="musetalk_v10", mas
 assets.write_pack({str(tmp_path / "pack")!r}, fields, dict(unet=(config, weights, "x", "y")))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     size = (tmp_path / "pytorch_model.bin").stat().st_size
     print(f"peak {int(done.stdout) / 1e9:.2f} GB for a file of {size / 1e9:.2f} GB")
     assert size > 3.39e9 and int(done.stdout) < 2.5 * size

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from comparing import channels_first, channels_last, randomise, relative_error
 from torch import nn
 from torch.nn import functional
 
+from comparing import channels_first, channels_last, randomise, relative_error
 from unavglip_jax import params
 from unavglip_jax.convert import bisenet, s3fd
 from unavglip_jax.convert.state_dict import ConversionError

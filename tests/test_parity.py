@@ -13,11 +13,15 @@ from unavglip_jax.convert import parity
 from unavglip_jax.models import layers
 
 VECTORS = Path(__file__).parent / "vectors"
-FULL = Path(os.environ.get("UNAVGLIP_PARITY", Path(__file__).parent.parent.parent / "shared/parity"))
+FULL = Path(
+    os.environ.get("UNAVGLIP_PARITY", Path(__file__).parent.parent.parent / "shared/parity")
+)
 LATER = ("latentsync_unet", "diff2lip", "diffdub")  # systems whose networks are still to come
 
 
-@pytest.mark.parametrize("folder", sorted(p.parent for p in VECTORS.rglob("manifest.json")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder", sorted(p.parent for p in VECTORS.rglob("manifest.json")), ids=lambda p: p.name
+)
 def test_tiny_networks_equal_the_originals(folder):
     row = parity.check_folder(folder)
     assert row.verdict == "pass", row

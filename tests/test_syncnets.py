@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from comparing import channels_last, randomise, relative_error
 from torch import nn
 from torch.nn import functional
 
+from comparing import channels_last, randomise, relative_error
 from unavglip_jax import params
 from unavglip_jax.config import InputError, validate
 from unavglip_jax.convert import stable_syncnet, syncnet_v2, wav2lip

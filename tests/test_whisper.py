@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from comparing import randomise, relative_error
 from transformers import WhisperConfig as TorchConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from comparing import randomise, relative_error
 from unavglip_jax import params
 from unavglip_jax.convert import parity, whisper
 from unavglip_jax.convert.state_dict import ConversionError, to_torch

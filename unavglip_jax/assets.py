@@ -17,7 +17,14 @@ from typing import Literal
 import yaml
 
 from unavglip_jax import params
-from unavglip_jax.config import AudioFrontEnd, Config, InputError, NetworkConfig, load_yaml, validate
+from unavglip_jax.config import (
+    AudioFrontEnd,
+    Config,
+    InputError,
+    NetworkConfig,
+    load_yaml,
+    validate,
+)
 from unavglip_jax.params import Params
 
 # component -> module and class of its network; its configuration is the class of the same name + Config.

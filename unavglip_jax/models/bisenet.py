@@ -109,15 +109,14 @@ class BasicBlock(nnx.Module):
     """conv-norm-ReLU, conv-norm, and the input, itself convolved where the block halves, ReLU."""
 
     def __init__(self, in_features, out_features, stride, **kw):
-        norm = kw | {"dtype": jnp.float32}
         kw["use_bias"] = False
         self.conv1 = layers.conv(in_features, out_features, 3, stride=stride, padding=1, **kw)
-        self.bn1 = layers.batch_norm(out_features, **norm)
+        self.bn1 = layers.batch_norm(out_features, **kw)
         self.conv2 = layers.conv(out_features, out_features, 3, padding=1, **kw)
-        self.bn2 = layers.batch_norm(out_features, **norm)
+        self.bn2 = layers.batch_norm(out_features, **kw)
         if stride == 2:
             shortcut = layers.conv(in_features, out_features, 1, stride=2, **kw)
-            self.downsample = layers.sequential(shortcut, layers.batch_norm(out_features, **norm))
+            self.downsample = layers.sequential(shortcut, layers.batch_norm(out_features, **kw))
 
     def __call__(self, x):
         hidden = jax.nn.relu(self.bn1(self.conv1(x)))
