@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from unavglip_jax.config import InputError
 from unavglip_jax.convert import (
+    arcface,
     bisenet,
     musetalk,
     s3fd,
@@ -59,6 +60,9 @@ FORMATS = (
     Format("face_parsing", "BiSeNet face parsing", bisenet.MARKS, "MIT; trained on CelebAMask-HQ"),
     Format("face_detector", "S3FD", s3fd.MARKS, "BSD-3-Clause (face-alignment)"),
     Format("face_detector", "S3FD (syncnet_python)", s3fd.MARKS_SYNCNET, "MIT (syncnet_python)"),
+    Format(
+        "identity", "ArcFace's IResNet", arcface.MARKS, "non-commercial research only (insightface)"
+    ),
     Format("lpips", "LPIPS heads", vgg.MARKS_LPIPS, "BSD-2-Clause"),
     Format("vgg19", "torchvision's VGG19", vgg.MARKS_VGG19, "BSD-3-Clause; trained on ImageNet"),
     Format("vgg16", "torchvision's VGG16", vgg.MARKS_VGG16, "BSD-3-Clause; trained on ImageNet"),

@@ -106,6 +106,7 @@ CONVERTERS = {
     "face_parsing": bisenet.convert,
     "face_detector": s3fd.convert,
     "vgg19": vgg.convert,
+    "identity": arcface.convert,
 }
 
 

@@ -261,7 +261,7 @@ def test_another_network_is_named(files, tmp_path):
     torch.save(state, tmp_path / "latentsync_unet.pt")
     with pytest.raises(InputError, match="is LatentSync's UNet"):
         read_as(tmp_path / "latentsync_unet.pt", "unet")
-    with pytest.raises(ConversionError, match="is a Stable Diffusion UNet .4 input channels"):
+    with pytest.raises(ConversionError, match=r"is a Stable Diffusion UNet .4 input channels"):
         musetalk.convert(torch_unet(4, adapter=False).state_dict())
     torch.save({"strange": torch.zeros(2)}, tmp_path / "strange.pt")
     with pytest.raises(InputError, match="first tensors are strange"):
@@ -283,9 +283,9 @@ def test_differing_copies_of_an_adapter_tensor_are_refused(files):
     source = dict(read(files / "adapter.bin"))
     published = json.loads((files / "unet.json").read_text())
     key = "adapter_modules.3.to_v_ip.weight"
-    with pytest.raises(ConversionError, match="different values .* for 1 tensors"):
+    with pytest.raises(ConversionError, match=r"different values .* for 1 tensors"):
         unavglip.convert(source | {key: source[key] + 1e-3}, published)
-    with pytest.raises(ConversionError, match="adapter_modules.99.x, but this UNet has 32"):
+    with pytest.raises(ConversionError, match=r"adapter_modules\.99\.x, but this UNet has 32"):
         unavglip.convert(source | {"adapter_modules.99.x": source[key]}, published)
     with pytest.raises(ConversionError, match="only one of the two names of 1 adapter"):
         unavglip.convert({k: v for k, v in source.items() if k != key}, published)

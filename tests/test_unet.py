@@ -242,7 +242,7 @@ def test_bfloat16_stays_near_float32(adapted):
 
 
 def test_bad_inputs_are_named(adapted):
-    _, config, _, _, (latents, audio, tokens) = adapted
+    _, config, _, _, (_, audio, tokens) = adapted
     build = lambda: UNet(config, rngs=params.KeyStream(jax.random.key(0)))
     with pytest.raises(ValueError, match="multiples of 2"):
         jax.eval_shape(lambda: build()(jnp.zeros((1, 15, 16, 8)), 0, audio, tokens))

@@ -35,19 +35,19 @@ class IResNet(nnx.Module):
     def __init__(self, config: IResNetConfig, *, rngs):
         self.image_size = config.image_size
         kw = layers.precision(config, rngs)
-        norm = kw | {"dtype": jnp.float32}
         before, last = config.widths[0], config.widths[-1]
         self.conv1 = layers.conv(3, before, padding=1, use_bias=False, **kw)
-        self.bn1 = layers.batch_norm(before, **norm)
+        self.bn1 = layers.batch_norm(before, **kw)
         self.prelu = PReLU(before)
         for number, (count, width) in enumerate(zip(config.blocks, config.widths, strict=True), 1):
             first = Block(before, width, 2, **kw)
             others = [Block(width, width, 1, **kw) for _ in range(count - 1)]
             setattr(self, f"layer{number}", nnx.List([first, *others]))
             before = width
-        self.bn2 = layers.batch_norm(last, **norm)
-        self.fc = nnx.Linear(last * (config.image_size // 16) ** 2, config.embedding, **norm)
-        self.features = layers.batch_norm(config.embedding, **norm)
+        kw["dtype"] = jnp.float32  # the head is float32
+        self.bn2 = layers.batch_norm(last, **kw)
+        self.fc = nnx.Linear(last * (config.image_size // 16) ** 2, config.embedding, **kw)
+        self.features = layers.batch_norm(config.embedding, **kw)
 
     def __call__(self, faces: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
         """Embeddings, float32 and not normalised.
@@ -73,17 +73,16 @@ class Block(nnx.Module):
     """norm-conv-norm-PReLU-conv-norm, and the input, itself convolved in the block that halves."""
 
     def __init__(self, in_features, out_features, stride, **kw):
-        norm = kw | {"dtype": jnp.float32}
         kw["use_bias"] = False
-        self.bn1 = layers.batch_norm(in_features, **norm)
+        self.bn1 = layers.batch_norm(in_features, **kw)
         self.conv1 = layers.conv(in_features, out_features, padding=1, **kw)
-        self.bn2 = layers.batch_norm(out_features, **norm)
+        self.bn2 = layers.batch_norm(out_features, **kw)
         self.prelu = PReLU(out_features)
         self.conv2 = layers.conv(out_features, out_features, stride=stride, padding=1, **kw)
-        self.bn3 = layers.batch_norm(out_features, **norm)
+        self.bn3 = layers.batch_norm(out_features, **kw)
         if stride == 2:
             shortcut = layers.conv(in_features, out_features, 1, stride=2, **kw)
-            self.downsample = layers.sequential(shortcut, layers.batch_norm(out_features, **norm))
+            self.downsample = layers.sequential(shortcut, layers.batch_norm(out_features, **kw))
 
     def __call__(self, x):
         hidden = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -101,4 +100,4 @@ class PReLU(nnx.Module):
         self.scale = nnx.Param(jnp.full((features,), 0.25))
 
     def __call__(self, x):
-        return jnp.where(x > 0, x, self.scale.get_value() * x)
+        return jnp.where(x > 0, x, self.scale.get_value().astype(x.dtype) * x)
