@@ -44,9 +44,11 @@ ON_GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if ON_GPU else "float32"
 DEVICE = "cuda" if ON_GPU else "cpu"
 # XLA's own convolutions on a CPU: those of the YNN library, the default, pack their weights at every call.
-OPTIONS = None if ON_GPU else {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-}
+OPTIONS = (
+    None
+    if ON_GPU
+    else {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+)
 LATENTS, PIXELS, AUDIO, IDENTITY = (32, 32, 8), (256, 256, 3), (50, 384), (4, 384)
 
 Name = Literal["whisper", "encode", "decode", "unet", "frame"]
@@ -142,12 +144,12 @@ def jax_unet() -> dict[str, tuple[Callable, P.Params]]:
     folded, config = fold_timestep(*merge_lora(parameters, config))
     folded, config = cache_identity(folded, config, tokens)
     graph, shapes = P.abstract(UNet, config)
-    call = lambda parameters, *inputs: P.bind(graph, parameters)(inputs[0], 0, inputs[1])  # noqa: E731
+    call = lambda parameters, *inputs: P.bind(graph, parameters)(inputs[0], 0, inputs[1])
     return {"jax": (plain, parameters), "jax folded": (call, P.cast(folded, shapes))}
 
 
 def jax_vae(method: str) -> tuple[Callable, P.Params]:
-    """`VAE.encode` or `VAE.decode`, with the weights of that half alone."""
+    """`VAE.encode` or `VAE.decode`; XLA drops the weights of the other half."""
     config = VAEConfig(dtype=DTYPE, param_dtype=DTYPE)
     graph, _ = P.abstract(VAE, config)
     parameters = P.init(VAE, config, jax.random.key(0))
@@ -158,7 +160,7 @@ def jax_network(name: Name) -> JaxNetwork:
     if name == "whisper":
         config = WhisperConfig(dtype=DTYPE, param_dtype=DTYPE)
         graph, _ = P.abstract(Whisper, config)
-        call = lambda parameters, mel: P.bind(graph, parameters)(mel, "v15")  # noqa: E731
+        call = lambda parameters, mel: P.bind(graph, parameters)(mel, "v15")
         forms = {"jax": (call, P.init(Whisper, config, jax.random.key(0)))}
         return JaxNetwork(forms, [(3000, 80)])
     if name in ("encode", "decode"):
@@ -184,7 +186,7 @@ class AdapterProcessor(nn.Module):
 
     def __init__(self, features: int, context: int | None, rank: int = 128):
         super().__init__()
-        lora = lambda width: nn.Sequential(  # noqa: E731
+        lora = lambda width: nn.Sequential(
             nn.Linear(width, rank, bias=False), nn.Linear(rank, features, bias=False)
         )
         self.query, self.out = lora(features), lora(features)
@@ -193,11 +195,8 @@ class AdapterProcessor(nn.Module):
             self.identity_key = nn.Linear(context, features, bias=False)
             self.identity_value = nn.Linear(context, features, bias=False)
 
-    def __call__(self, attention, hidden_states, encoder_hidden_states=None, *_, **__):
-        batch, length, features = hidden_states.shape
-        heads = lambda x: x.view(batch, -1, attention.heads, features // attention.heads).transpose(  # noqa: E731
-            1, 2
-        )
+    def forward(self, attention, hidden_states, encoder_hidden_states=None, *_, **__):
+        heads = lambda x: x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
         context, identity = hidden_states, None
         if encoder_hidden_states is not None:
             context, identity = encoder_hidden_states.split([AUDIO[0], IDENTITY[0]], dim=1)
@@ -208,7 +207,7 @@ class AdapterProcessor(nn.Module):
         if identity is not None:
             key, value = heads(self.identity_key(identity)), heads(self.identity_value(identity))
             out = out + scaled_dot_product_attention(query, key, value)
-        out = out.transpose(1, 2).reshape(batch, length, features)
+        out = out.transpose(1, 2).flatten(2)
         return attention.to_out[0](out) + self.out(out)
 
 
@@ -344,9 +343,9 @@ def measure(forms: dict[str, Callable], repeats: int, seconds: float) -> tuple[d
 def matrix_rate() -> float:
     """GFLOP/s of the larger of JAX's and torch's products of large square matrices."""
     n = 8192 if ON_GPU else 3072
-    a = jnp.ones((n, n), DTYPE)
+    a = jax.random.normal(jax.random.key(0), (n, n), DTYPE)
     product = jax.jit(jnp.matmul, compiler_options=OPTIONS).lower(a, a).compile()
-    b = torch.ones((n, n), dtype=getattr(torch, DTYPE), device=DEVICE)
+    b = torch.randn((n, n), dtype=getattr(torch, DTYPE), device=DEVICE)
     ms, _ = measure({"jax": lambda: product(a, a), "torch": lambda: b @ b}, repeats=7, seconds=20)
     return 2e-9 * n**3 / (min(ms.values()) / 1e3)
 
@@ -362,7 +361,9 @@ def device() -> str:
 
 
 def show(rows: list[Row], console: Console) -> None:
-    forms = [f for f in ("jax", "jax folded", "torch", "torch compiled") if any(f in r.ms for r in rows)]
+    forms = [
+        f for f in ("jax", "jax folded", "torch", "torch compiled") if any(f in r.ms for r in rows)
+    ]
     table = Table("network", "batch", "rounds", *(f"{f} ms" for f in forms), "jax / torch")
     for column in ("GFLOP", "jax GFLOP/s", "share", "torch GFLOP/s", "share", "jax frames/s"):
         table.add_column(column)
@@ -401,7 +402,9 @@ def main(options: Options) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "matrix_gflops": matrix_rate(),
     }
-    console.print(", ".join(f"{k} {v:.0f}" if k == "matrix_gflops" else f"{k} {v}" for k, v in about.items()))
+    console.print(
+        ", ".join(f"{k} {v:.0f}" if k == "matrix_gflops" else f"{k} {v}" for k, v in about.items())
+    )
     rows = []
     with torch.inference_mode():
         for name in options.networks:
@@ -414,7 +417,9 @@ def main(options: Options) -> None:
                     forms | theirs.programs(batch), options.repeats, options.seconds
                 )
                 rows.append(Row(name, batch, rounds, work, about["matrix_gflops"], ms))
-                console.print(f"{name} {batch}: " + ", ".join(f"{k} {v:.1f} ms" for k, v in ms.items()))
+                console.print(
+                    f"{name} {batch}: " + ", ".join(f"{k} {v:.1f} ms" for k, v in ms.items())
+                )
                 del forms
             del ours, theirs  # the next network needs the memory
             gc.collect()

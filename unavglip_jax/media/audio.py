@@ -28,12 +28,15 @@ BLOCK = 1024  # analysis frames transformed at once; bounds the memory of a long
 
 
 def whisper_segments(
-    samples: Float[np.ndarray, " N"], front_end: AudioFrontEnd, n_mels: int = 80
+    samples: Float[np.ndarray, " N"],
+    front_end: AudioFrontEnd,
+    n_mels: int = 80,
+    stride: int = STEPS_A_SEGMENT,
 ) -> tuple[Float[np.ndarray, "S 3000 M"], int]:
-    """The log-mel segments to run the Whisper encoder on, and how many 20 ms steps of them to keep.
+    """The log-mel segments to run the Whisper encoder on, and how many 20 ms steps there are in all.
 
-    The features of the recording are the steps of all segments in a row, cut to that number:
-    only the last segment is ever partly padding.
+    Step k of segment i is step `i * stride + k` of the recording; only the last segment is ever
+    partly padding.
 
     Args:
       samples: recording, at least one step (320 samples) long.
@@ -42,18 +45,20 @@ def whisper_segments(
         (MuseTalk 1.5, transformers) fills the recording up with digital silence and normalises each
         segment by itself.
       n_mels: 80, or 128 for whisper-large-v3.
+      stride: steps from one segment to the next; 1500, as published, makes them follow each other.
     """
     samples = checked(samples, shortest=SAMPLES_A_STEP)
     steps = len(samples) // SAMPLES_A_STEP
-    count = -(-steps // STEPS_A_SEGMENT)  # a rest too short for one step is no segment
+    count = 1 + max(0, -(-(steps - STEPS_A_SEGMENT) // stride))
+    starts = range(0, count * stride, stride)
     if front_end == "v10":
-        rows = 2 * STEPS_A_SEGMENT
-        mel = whisper_log_mel(samples, n_mels)[: count * rows]
-        mel = np.pad(mel, [(0, count * rows - len(mel)), (0, 0)])
-        return mel.reshape(count, rows, n_mels), steps
-    padded = (samples[i * SEGMENT :][:SEGMENT] for i in range(count))
-    padded = (np.pad(part, (0, SEGMENT - len(part))) for part in padded)
-    return np.stack([whisper_log_mel(part, n_mels) for part in padded]), steps
+        mel = whisper_log_mel(samples, n_mels)
+        parts = (mel[2 * start :][: 2 * STEPS_A_SEGMENT] for start in starts)
+        parts = (np.pad(x, [(0, 2 * STEPS_A_SEGMENT - len(x)), (0, 0)]) for x in parts)
+        return np.stack(list(parts)), steps
+    parts = (samples[SAMPLES_A_STEP * start :][:SEGMENT] for start in starts)
+    parts = (np.pad(part, (0, SEGMENT - len(part))) for part in parts)
+    return np.stack([whisper_log_mel(part, n_mels) for part in parts]), steps
 
 
 def whisper_log_mel(

@@ -1,0 +1,215 @@
+"""The networks of a pack put together: one jitted step from uint8 crops and sound to uint8 crops."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
+
+from unavglip_jax import assets, params
+from unavglip_jax.config import Dtype, NetworkConfig
+from unavglip_jax.media import audio
+from unavglip_jax.models.layers import audio_positions
+from unavglip_jax.models.unet import cache_identity, fold_timestep, merge_lora
+
+CROSS_FADE = 250  # encoder steps (5 s) by which neighbouring Whisper segments overlap
+
+
+class Network(NamedTuple):
+    """A network and its weights; `call` binds them."""
+
+    config: NetworkConfig
+    graphdef: Any
+    weights: params.Params
+
+    def call(self, weights: params.Params):
+        """The callable model on weights that are, inside `jax.jit`, its arguments."""
+        return params.bind(self.graphdef, weights)
+
+
+class Generator(NamedTuple):
+    """What dubbing needs of a pack. `perceiver` is `None` for systems without identity."""
+
+    pack: assets.Pack
+    unet: Network
+    vae: Network
+    whisper: Network
+    perceiver: Network | None
+
+
+def load(folder: str | Path, dtype: Dtype = "float32") -> Generator:
+    """The generator of a pack, its weights kept and computed in `dtype`, LoRA merged, t = 0 folded.
+
+    The audio encoder and the Perceiver, which run once a recording, stay float32.
+
+    Raises:
+      InputError: the folder is no pack, or a network of it is missing or damaged.
+    """
+    pack = assets.read_pack(folder)
+
+    def network(config, weights, component):
+        graphdef, _ = params.abstract(assets.network_of(component)[0], config)
+        return Network(config, graphdef, weights)
+
+    # Merged in float32 and rounded once, so that bfloat16 costs no more than it must.
+    config, weights = assets.load_generator(folder, dtype=dtype)
+    weights, config = fold_timestep(*merge_lora(weights, config))
+    config = config.replace(param_dtype=dtype)
+    _, shapes = params.abstract(assets.network_of("unet")[0], config)
+    unet = network(config, params.cast(weights, shapes), "unet")
+    half = {"dtype": dtype, "param_dtype": dtype}
+    vae = network(*assets.load_component(folder, "vae", **half), "vae")
+    whisper = network(*assets.load_component(folder, "whisper"), "whisper")
+    perceiver = None
+    if "perceiver" in pack.components:
+        perceiver = network(*assets.load_component(folder, "perceiver"), "perceiver")
+    return Generator(pack, unet, vae, whisper, perceiver)
+
+
+def with_identity(generator: Generator, embeddings: Float[np.ndarray, "N E"]) -> Generator:
+    """The generator for one person: the Perceiver's tokens, as keys and values, are in its weights."""
+    perceive = jax.jit(lambda w, x: generator.perceiver.call(w)(x))
+    tokens = perceive(generator.perceiver.weights, jnp.asarray(embeddings)[None])
+    weights, config = cache_identity(generator.unet.weights, generator.unet.config, tokens)
+    graphdef, _ = params.abstract(assets.network_of("unet")[0], config)
+    return generator._replace(unet=Network(config, graphdef, weights))
+
+
+# ---- sound ------------------------------------------------------------------------------------------
+
+
+def encode_audio(
+    generator: Generator, samples: Float[np.ndarray, " N"], overlap: bool = True
+) -> tuple[Float[Array, "L S C"], int]:
+    """Whisper features of a recording on the device, and how many of their rows are its 20 ms steps.
+
+    Rows behind those are zero, which `audio.window_indices` relies on.
+
+    Args:
+      generator: the pack's networks.
+      samples: recording, mono float32 at 16 kHz.
+      overlap: cross-fade segments that overlap by 5 s. The published programs run the encoder on
+        independent 30 s segments, and the mouth collapses where they meet.
+    """
+    whisper, front_end = generator.whisper, generator.pack.audio_front_end
+    stride = audio.STEPS_A_SEGMENT - (CROSS_FADE if overlap else 0)
+    n_mels = whisper.config.n_mels
+    segments, steps = audio.whisper_segments(samples, front_end, n_mels, stride)
+    encode = jax.jit(lambda w, mel: whisper.call(w)(mel, front_end))
+    rows = stride * (len(segments) - 1) + audio.STEPS_A_SEGMENT
+    features = 0
+    for i, segment in enumerate(segments):
+        states = encode(whisper.weights, segment[None])[0]
+        ramp = fade(len(states), i > 0, i < len(segments) - 1, audio.STEPS_A_SEGMENT - stride)
+        first = i * stride
+        space = [(first, rows + 1 - first - len(states)), (0, 0), (0, 0)]
+        features = features + jnp.pad(states * ramp[:, None, None], space)
+    return jnp.where(jnp.arange(rows + 1)[:, None, None] < steps, features, 0), steps
+
+
+def fade(length: int, rise: bool, fall: bool, overlap: int) -> Float[np.ndarray, " L"]:
+    """The share of a segment's rows: those it has in common with a neighbour are cross-faded."""
+    ramp = (np.arange(overlap) + 1) / (overlap + 1)
+    out = np.ones(length, np.float32)
+    if rise:
+        out[:overlap] = ramp
+    if fall:
+        out[length - overlap :] = ramp[::-1]
+    return out
+
+
+# ---- pictures ---------------------------------------------------------------------------------------
+
+
+def make_step(generator: Generator, devices: list | None = None) -> Callable:
+    """`step(crops, references, hidden, features, indices, guide_scale)` -> generated crops.
+
+    Everything but `features` and the scale has a leading batch axis and is sharded over the devices.
+
+    Args of the step:
+      crops: uint8 RGB (B, H, W, 3), the frames to dub.
+      references: the same of frames that show the face to be kept.
+      hidden: uint8 (H, W), non-zero where the generator must not see the crop; `lower_half` makes
+        the published one.
+      features: what `encode_audio` gave.
+      indices: int32 (B, 10), what `audio.window_indices` gave.
+      guide_scale: factor of the identity attention.
+    """
+    unet, vae = generator.unet, generator.vae
+    devices = devices or jax.devices()[:1]
+    mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+    batch, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+
+    def step(unet_weights, vae_weights, crops, references, hidden, features, indices, guide_scale):
+        auto_encoder = vae.call(vae_weights)
+        blanked = jnp.where(hidden[None, :, :, None] > 0, 0, crops)
+        images = jnp.concatenate([blanked, references]).astype(jnp.float32) / 127.5 - 1
+        masked, reference = jnp.split(auto_encoder.encode(images), 2)
+        windows = features[indices].reshape(len(indices), -1, features.shape[-1])
+        windows = windows + audio_positions(*windows.shape[1:])
+        latents = jnp.concatenate([masked, reference], axis=-1)
+        out = unet.call(unet_weights)(latents, 0, windows, guide_scale=guide_scale)
+        pixels = jnp.clip(auto_encoder.decode(out) / 2 + 0.5, 0, 1) * 255
+        return jnp.round(pixels).astype(jnp.uint8)  # half to even, as numpy
+
+    placement = (whole, whole, batch, batch, whole, whole, batch, whole)
+    jitted = jax.jit(step, in_shardings=placement, out_shardings=batch)
+    weights = jax.device_put((unet.weights, vae.weights), whole)
+    return lambda *arguments: jitted(*weights, *arguments)
+
+
+def lower_half(size: int) -> UInt8[np.ndarray, "H W"]:
+    """The mask of UnAvgLip and MuseTalk: the lower half of the crop is hidden."""
+    mask = np.zeros((size, size), np.uint8)
+    mask[size // 2 :] = 255
+    return mask
+
+
+class Frame(NamedTuple):
+    """One frame to dub, and whatever the caller needs back with the result."""
+
+    crop: UInt8[np.ndarray, "H W 3"]
+    reference: UInt8[np.ndarray, "H W 3"]
+    indices: Int[np.ndarray, " 10"]
+    context: Any
+
+
+def generate(
+    step: Callable,
+    frames: Iterable[Frame],
+    batch_size: int,
+    hidden: UInt8[np.ndarray, "H W"],
+    features: Float[Array, "L S C"],
+    guide_scale: float,
+    ahead: int = 2,
+) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], Any]]:
+    """The generated crop and the context of every frame, in order.
+
+    The last batch is filled up with copies of its last frame, so one compiled step serves all. The
+    device works on up to `ahead` batches while the caller handles the results before them.
+    """
+
+    def submit(part):
+        filled = part + [part[-1]] * (batch_size - len(part))
+        crops, references, indices = (np.stack(x) for x in list(zip(*filled, strict=True))[:3])
+        return part, step(crops, references, hidden, features, indices, np.float32(guide_scale))
+
+    def collect(part, out):
+        return zip(np.asarray(out)[: len(part)], (frame.context for frame in part), strict=True)
+
+    pending, part = [], []
+    for frame in frames:
+        part.append(frame)
+        if len(part) == batch_size:
+            pending.append(submit(part))
+            part = []
+            if len(pending) > ahead:
+                yield from collect(*pending.pop(0))
+    if part:
+        pending.append(submit(part))
+    for batch in pending:
+        yield from collect(*batch)
