@@ -80,6 +80,7 @@ class Pack(Config):
       audio_front_end: the convention of the Whisper features.
       crop: the rule that makes the crop box from landmarks.
       mask: which part of the crop is hidden from the generator and replaced.
+      image_size: side of the crop in pixels, as the generator sees it.
       identity: the identity embeddings, for systems that use them.
       components: the networks by name (see `NETWORKS`).
     """
@@ -88,6 +89,7 @@ class Pack(Config):
     audio_front_end: AudioFrontEnd
     crop: Literal["musetalk_v10", "musetalk_v15"]
     mask: Literal["lower_half", "mouth_and_jaw"]
+    image_size: int = 256
     identity: IdentityEmbedding | None = None
     components: dict[str, Component]
 

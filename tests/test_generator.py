@@ -1,0 +1,138 @@
+"""The whole step against PyTorch and diffusers on the same pack, and what it must not depend on."""
+
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_unet import GUIDE_SCALE, LORA_SCALE
+
+from comparing import relative_error
+from unavglip_jax.dubbing import generator as dub
+from unavglip_jax.media import audio
+from unavglip_jax.models.layers import audio_positions
+
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The torch networks, the generator for one person, and her tokens."""
+    folder = tmp_path_factory.mktemp("packs") / "tiny"
+    theirs = tiny.write_pack(folder)
+    general = dub.load(folder)
+    embeddings = np.random.default_rng(0).standard_normal((3, tiny.EMBEDDING), np.float32)
+    network = general.perceiver
+    tokens = network.call(network.weights)(embeddings[None])
+    return theirs, dub.with_identity(general, embeddings), np.asarray(tokens), folder
+
+
+@pytest.fixture(scope="module")
+def task(made):
+    """Crops, references, sound and windows of a few frames."""
+    random = np.random.default_rng(1)
+    crops, references = random.integers(0, 256, (2, FRAMES, tiny.SIZE, tiny.SIZE, 3)).astype("u1")
+    features, steps = dub.encode_audio(made[1], tiny.speech(1.0))
+    indices = audio.window_indices(FRAMES, Fraction(25), steps, "v10")
+    return crops, references, features, indices
+
+
+def frames(task):
+    crops, references, _, indices = task
+    return [
+        dub.Frame(*parts, i) for i, parts in enumerate(zip(crops, references, indices, strict=True))
+    ]
+
+
+def run(generator, task, batch_size, devices=None, guide_scale=GUIDE_SCALE):
+    step = dub.make_step(generator, devices)
+    hidden = dub.lower_half(tiny.SIZE)
+    out = dub.generate(step, frames(task), batch_size, hidden, task[2], guide_scale)
+    crops, order = zip(*out, strict=True)
+    assert list(order) == list(range(FRAMES))
+    return np.stack(crops)
+
+
+def torch_run(theirs, tokens, task):
+    unet, vae = theirs
+    crops, references, features, indices = task
+    # The torch adapter was built for a LoRA scale that the pack's merged LoRA has as 1.
+    for name, parameter in unet.named_parameters():
+        if name.endswith("_lora.up.weight"):
+            parameter.data /= LORA_SCALE
+    as_image = lambda x: torch.tensor(x).permute(0, 3, 1, 2) / 255 * 2 - 1
+    blanked = crops.copy()
+    blanked[:, tiny.SIZE // 2 :] = 0
+    with torch.no_grad():
+        encode = lambda x: 0.18215 * vae.encode(as_image(x)).latent_dist.mode()
+        latents = torch.cat([encode(blanked), encode(references)], dim=1)
+        sound = np.asarray(features)[indices].reshape(FRAMES, 50, -1) + audio_positions(50, 24)
+        context = np.concatenate([sound, np.repeat(tokens, FRAMES, axis=0)], axis=1)
+        out = unet(latents, 0, torch.tensor(context)).sample
+        image = (vae.decode(out / 0.18215).sample / 2 + 0.5).clamp(0, 1)
+    for name, parameter in unet.named_parameters():
+        if name.endswith("_lora.up.weight"):
+            parameter.data *= LORA_SCALE
+    return (image * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+
+def test_whole_step_equals_torch_within_one_level(made, task):
+    theirs, generator, tokens, _ = made
+    ours, expected = run(generator, task, FRAMES), torch_run(theirs, tokens, task)
+    assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 1
+    assert expected.std() > 20  # a picture, not a constant
+
+
+def test_result_does_not_depend_on_the_batch_size_or_the_devices(made, task):
+    whole = run(made[1], task, FRAMES)
+    for batch_size, devices in ((1, None), (2, None), (4, None), (4, jax.devices()[:4])):
+        other = run(made[1], task, batch_size, devices)
+        assert np.abs(whole.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_guide_scale_acts(made, task):
+    assert (run(made[1], task, FRAMES) != run(made[1], task, FRAMES, guide_scale=0.0)).any()
+
+
+def test_bfloat16_stays_near(made, task):
+    folder, embeddings = (
+        made[3],
+        np.random.default_rng(0).standard_normal((3, tiny.EMBEDDING), np.float32),
+    )
+    half = dub.with_identity(dub.load(folder, dtype="bfloat16"), embeddings)
+    difference = np.abs(run(half, task, FRAMES).astype(int) - run(made[1], task, FRAMES))
+    print(
+        f"bfloat16 against float32: mean {difference.mean():.2f}, largest {difference.max()} of 255"
+    )
+    assert difference.mean() < 3
+
+
+def test_hidden_pixels_are_not_seen(made, task):
+    crops, *rest = task
+    spoilt = crops.copy()
+    spoilt[:, tiny.SIZE // 2 :] = 77
+    np.testing.assert_array_equal(run(made[1], task, 4), run(made[1], (spoilt, *rest), 4))
+
+
+def test_features_join_over_every_thirtieth_second(made):
+    """Cross-faded segments are the published ones away from the joints, and smooth at them."""
+    samples = tiny.speech(64.0)
+    ours, steps = dub.encode_audio(made[1], samples)
+    published, same = dub.encode_audio(made[1], samples, overlap=False)
+    assert steps == same == 3200
+    ours, published = np.asarray(ours), np.asarray(published)
+    assert not ours[steps:].any() and len(ours) > steps
+    assert relative_error(ours[:1200], published[:1200]) < 1e-5
+    jump = lambda x, at: np.abs(np.diff(x[at - 20 : at + 20], axis=0)).max()
+    assert jump(ours, 1500) < jump(published, 1500)
+    np.testing.assert_allclose(dub.fade(9, True, False, 4)[:4] + dub.fade(9, False, True, 4)[5:], 1)
+
+
+def test_short_recordings_are_encoded_alike(made):
+    samples = tiny.speech(3.0)
+    ours, steps = dub.encode_audio(made[1], samples)
+    published, _ = dub.encode_audio(made[1], samples, overlap=False)
+    assert steps == 150
+    np.testing.assert_array_equal(ours[:150], published[:150])
