@@ -41,15 +41,14 @@ def task(made):
 
 def frames(task):
     crops, references, _, indices = task
-    return [
-        dub.Frame(*parts, i) for i, parts in enumerate(zip(crops, references, indices, strict=True))
-    ]
+    hidden = dub.lower_half(tiny.SIZE)
+    inputs = zip(crops, references, [hidden] * FRAMES, indices, strict=True)
+    return [dub.Frame(parts, i) for i, parts in enumerate(inputs)]
 
 
 def run(generator, task, batch_size, devices=None, guide_scale=GUIDE_SCALE):
     step = dub.make_step(generator, devices)
-    hidden = dub.lower_half(tiny.SIZE)
-    out = dub.generate(step, frames(task), batch_size, hidden, task[2], guide_scale)
+    out = dub.generate(step, frames(task), batch_size, task[2], guide_scale)
     crops, order = zip(*out, strict=True)
     assert list(order) == list(range(FRAMES))
     return np.stack(crops)
@@ -128,6 +127,30 @@ def test_features_join_over_every_thirtieth_second(made):
     jump = lambda x, at: np.abs(np.diff(x[at - 20 : at + 20], axis=0)).max()
     assert jump(ours, 1500) < jump(published, 1500)
     np.testing.assert_allclose(dub.fade(9, True, False, 4)[:4] + dub.fade(9, False, True, 4)[5:], 1)
+
+
+def test_frames_that_pass_through_keep_their_place(made, task):
+    given = frames(task)
+    mixed = [dub.Frame(None, "a")] * 9 + given[:3] + [dub.Frame(None, "b")] * 2 + given[3:]
+    step = dub.make_step(made[1])
+    out = list(dub.generate(step, mixed, 2, task[2], GUIDE_SCALE))
+    assert [context for _, context in out] == ["a"] * 9 + [0, 1, 2] + ["b"] * 2 + [3, 4]
+    crops = [crop for crop, _ in out]
+    assert all((crop is None) == isinstance(context, str) for crop, context in out)
+    np.testing.assert_array_equal(
+        np.stack([crop for crop in crops if crop is not None]), run(made[1], task, 2)
+    )
+    assert list(dub.generate(step, [], 2, task[2], GUIDE_SCALE)) == []
+
+
+def test_silence_rests_and_speech_does_not(made):
+    samples = np.concatenate([tiny.speech(2.0), 1e-4 * tiny.speech(2.0), tiny.speech(1.0)])
+    features, steps = dub.encode_audio(made[1], samples)
+    rested = np.asarray(dub.rest_in_silence(made[1], samples, features, steps))
+    features = np.asarray(features)
+    np.testing.assert_array_equal(rested[:98], features[:98])
+    np.testing.assert_array_equal(rested[202:], features[202:])
+    assert np.ptp(rested[110:190], axis=0).max() < 1e-5 < np.ptp(features[110:190], axis=0).max()
 
 
 def test_short_recordings_are_encoded_alike(made):

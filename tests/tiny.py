@@ -1,20 +1,25 @@
 """A tiny pack made from the very torch modules that tests compare with."""
 
 import json
+from fractions import Fraction
 
+import cv2
 import jax
 import numpy as np
+import skimage.data
 from diffusers import AutoencoderKL
 from test_unet import CONTEXT, converted, torch_unet
 
 from comparing import randomise
 from unavglip_jax import assets, params
 from unavglip_jax.convert import vae
+from unavglip_jax.media import video
+from unavglip_jax.models.iresnet import IResNet, IResNetConfig
 from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
 
 SIZE = 32  # side of a crop in pixels; the VAE halves it once, the UNet once more
-EMBEDDING = 16
+EMBEDDING = 512
 
 DESCRIPTION = {
     "system": "unavglip",
@@ -47,7 +52,9 @@ def write_pack(folder, **changes):
     perceiver = PerceiverConfig(
         dim=CONTEXT, depth=1, dim_head=8, heads=2, embedding_dim=EMBEDDING, output_dim=CONTEXT
     )
+    embedder = IResNetConfig(blocks=(1, 1, 1, 1), widths=(4, 4, 4, 4))
     networks = {
+        "identity": (embedder, params.init(IResNet, embedder, key)),
         "unet": (config.replace(lora_rank=0, identity="none"), base),
         "adapter": (config, adapter),
         "vae": vae.convert(auto_encoder.state_dict(), json.loads(auto_encoder.to_json_string())),
@@ -57,6 +64,18 @@ def write_pack(folder, **changes):
     networks = {name: (*network, "random", "none") for name, network in networks.items()}
     assets.write_pack(folder, DESCRIPTION | changes, networks)
     return unet, auto_encoder
+
+
+def talking_photo(path, seconds=2.0, fps=Fraction(25), size=(320, 240)) -> None:
+    """A video of the astronaut's photograph, slowly moved and zoomed; without sound."""
+    photo = skimage.data.astronaut()
+    width, height = size
+    with video.write_video(path, width, height, fps) as put:
+        for i in range(round(seconds * fps)):
+            zoom = 1.2 + 0.1 * np.sin(i / 20)
+            shift = width / 2 - 225 * zoom + 4 * np.sin(i / 9), height / 2 - 130 * zoom
+            matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
+            put(cv2.warpAffine(photo, matrix, (width, height), flags=cv2.INTER_AREA))
 
 
 def speech(seconds: float) -> np.ndarray:

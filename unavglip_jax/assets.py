@@ -1,4 +1,4 @@
-"""Packs: a folder with `pack.yaml` and one safetensors file for each network.
+"""Packs, a folder with `pack.yaml` and one safetensors file for each network; and files to download.
 
 Everything that must agree between training and inference is in `pack.yaml` and is read from there, never
 from a flag.
@@ -8,11 +8,14 @@ import hashlib
 import importlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 
@@ -252,3 +255,134 @@ def digest(path: str | Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Download(NamedTuple):
+    """A file that somebody else publishes and that is fetched when it is first needed.
+
+    Attributes:
+      package: the Python package whose wheel has it, as pip is asked for it. It is not installed.
+      member: the file inside the wheel.
+      sha256: digest of the file.
+      licence: its terms.
+    """
+
+    package: str
+    member: str
+    sha256: str
+    licence: str
+
+
+MEDIAPIPE = "mediapipe==0.10.21"  # the last version whose wheel has the networks
+DOWNLOADS = {
+    "face_detection_short_range.tflite": Download(
+        MEDIAPIPE,
+        "mediapipe/modules/face_detection/face_detection_short_range.tflite",
+        "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+        "Apache-2.0",
+    ),
+    "face_landmark.tflite": Download(
+        MEDIAPIPE,
+        "mediapipe/modules/face_landmark/face_landmark.tflite",
+        "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+        "Apache-2.0",
+    ),
+}
+# Whose wheel does not matter, the file is the same in all; so every machine asks for the same one.
+WHEEL = ("--no-deps", "--only-binary", ":all:", "--python-version", "3.11")
+WHEEL += ("--platform", "manylinux_2_28_x86_64")
+LONGEST = 600  # seconds that a download may take
+
+
+def fetch(name: str) -> Path:
+    """The path of a file of `DOWNLOADS`, which is downloaded if it is not here yet.
+
+    It is looked for in the folder that the environment variable UNAVGLIP_ASSETS names, then in the cache:
+    UNAVGLIP_CACHE, or else ~/.cache/unavglip_jax. With UNAVGLIP_ASSETS set nothing is downloaded. Whatever
+    is returned has the right digest.
+
+    Raises:
+      InputError: it cannot be had, or the one in UNAVGLIP_ASSETS is another file.
+    """
+    if name not in DOWNLOADS:
+        raise InputError(f"there is no download called {name}; there are {', '.join(DOWNLOADS)}")
+    wanted = DOWNLOADS[name]
+    offline = os.environ.get("UNAVGLIP_ASSETS")
+    cache = cache_folder()
+    if offline and (path := Path(offline).expanduser() / name).is_file():
+        if (found := digest(path)) != wanted.sha256:
+            raise InputError(
+                f"{path} is not the file it should be: its sha256 is {found}, not {wanted.sha256}; "
+                f"replace it by {wanted.member} of the wheel of {wanted.package}"
+            )
+        return path
+    path = cache / name
+    if path.is_file() and digest(path) == wanted.sha256:
+        return path
+    try:
+        if offline:
+            raise DownloadError("nothing is downloaded while UNAVGLIP_ASSETS is set")
+        download(wanted.package, cache)
+    except (DownloadError, OSError) as error:
+        by_hand = " ".join(("pip download", *WHEEL, wanted.package))
+        folder = offline or "a folder of your choice that UNAVGLIP_ASSETS names"
+        raise InputError(
+            f"{name} is neither in {folder} nor, undamaged, in the cache {cache}, and could not be "
+            f"downloaded: {error}; by hand: `{by_hand}`, unzip the wheel, and put {wanted.member} into "
+            "either folder"
+        ) from error
+    return path
+
+
+def cache_folder() -> Path:
+    """Where downloads and compiled programs are kept."""
+    return Path(os.environ.get("UNAVGLIP_CACHE") or "~/.cache/unavglip_jax").expanduser()
+
+
+class DownloadError(RuntimeError):
+    """Why a download failed, in one line."""
+
+
+def download(package: str, cache: Path) -> None:
+    """Puts every file of `DOWNLOADS` that a package's wheel has into the cache, each complete or not at all.
+
+    Processes that do so at the same time do not disturb each other; each replaces a file by the same file.
+
+    Raises:
+      DownloadError: there is no such wheel to be had, or it has other files than it should.
+      OSError: the cache cannot be written.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download.", dir=cache) as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        command = [*pip, "--no-input", *WHEEL, "--dest", scratch, package]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+        except subprocess.TimeoutExpired as error:
+            raise DownloadError(f"pip took longer than {LONGEST} s") from error
+        wheels = sorted(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            errors = [line for line in said if line.startswith("ERROR")] or said
+            raise DownloadError(f"pip says {errors[-1]!r}" if errors else "pip brought no wheel")
+        for name, file in DOWNLOADS.items():
+            if file.package == package:
+                with replacement(cache / name) as partial:
+                    unpack(wheels[0], file, partial)
+
+
+def unpack(wheel: Path, file: Download, path: Path) -> None:
+    """Writes a file of a wheel to a path.
+
+    Raises:
+      DownloadError: the wheel is damaged or has another file.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as members:
+            path.write_bytes(members.read(file.member))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DownloadError(f"{wheel.name} has no {file.member} that can be read") from error
+    if (found := digest(path)) != file.sha256:
+        raise DownloadError(
+            f"the sha256 of {file.member} in {wheel.name} is {found}, not {file.sha256}"
+        )

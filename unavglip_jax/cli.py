@@ -1,6 +1,7 @@
 """The `unavglip` command."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,9 @@ import tyro
 
 from unavglip_jax import assets
 from unavglip_jax.config import InputError
+from unavglip_jax.dubbing.tasks import Settings, Task, check_outputs, output_of, read_tasks
 
+CLI = (tyro.conf.OmitArgPrefixes,)
 app = tyro.extras.SubcommandApp()
 convert = tyro.extras.SubcommandApp()
 app.command(convert, name="convert", help="Published checkpoints to packs, and back.")
@@ -98,6 +101,85 @@ def convert_export(pack: Path, output: Path) -> None:
 
 
 @app.command
+def dub(
+    video: Path,
+    audio: Path,
+    output: Path,
+    settings: Settings,
+    guide_scale: float = 0.5,
+    n_cond: int = 4,
+    bbox_shift: int = 0,
+    embeddings: Path | None = None,
+    face: Literal["largest", "central"] | int = "largest",
+    face_like: Path | None = None,
+    reference: Literal["same", "other"] = "same",
+    when_longer: Literal["ping-pong", "loop", "hold", "trim"] = "ping-pong",
+    quiet: bool = False,
+) -> None:
+    """Dub a video with a recording.
+
+    Args:
+      video: a video, an image, or a folder of numbered images.
+      audio: anything FFmpeg decodes, a video's own track included.
+      output: the MP4 to write; a JSON of what was done goes beside it.
+      settings: how to dub.
+      guide_scale: factor of the identity attention, 0 to 1.
+      n_cond: how many frames say who the person is.
+      bbox_shift: pixels by which the crop's mid-line moves down; larger opens the mouth more.
+      embeddings: ready face embeddings (.pt, .npy), instead of computing them.
+      face: which of several people: largest, central, or a number from the left, from 0.
+      face_like: a photograph of the person to dub.
+      reference: show the generator the frame that it dubs, or another one.
+      when_longer: what follows when the recording goes on behind the video's end.
+      quiet: no progress bar.
+    """
+    task = Task(
+        video_path=video, audio_path=audio, output=output, guide_scale=guide_scale, n_cond=n_cond,
+        bbox_shift=bbox_shift, face_embs_path=embeddings, face=face, face_like=face_like,
+        reference=reference, when_longer=when_longer,
+    )  # fmt: skip
+    run_tasks({"the task": task}, settings, quiet)
+
+
+def infer(config: Path, quiet: bool = False) -> None:
+    """Dub every task of a YAML file: UnAvgLip's, with our `settings` beside the tasks.
+
+    Args:
+      config: the file.
+      quiet: no progress bars.
+    """
+    settings, tasks = read_tasks(config)
+    if settings is None:
+        raise InputError(f"{config} has no settings; add them beside the tasks, at least `pack`")
+    run_tasks(tasks, settings, quiet)
+
+
+def run_tasks(tasks: dict[str, Task], settings: Settings, quiet: bool) -> None:
+    """Dubs this process's share of the tasks; one that fails does not keep the others from running."""
+    import jax
+
+    from unavglip_jax.dubbing import dub, generator
+
+    check_outputs(tasks, settings)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(assets.cache_folder() / "compiled"))
+    networks = generator.load(settings.pack, settings.dtype)
+    failed = []
+    for name, task in dub.shard(tasks).items():
+        try:
+            report = dub.dub(task, settings, networks, quiet)
+        except InputError as error:
+            if len(tasks) == 1:
+                raise
+            print(f"{name}: error: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
+        print(f"{name}: wrote {output_of(task, settings)}, {report['frames']} frames")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(tasks)} tasks failed: {', '.join(failed)}")
+
+
+@app.command
 def parity(folder: tyro.conf.Positional[Path]) -> None:
     """Check every network against stored outputs of the original PyTorch networks.
 
@@ -123,9 +205,12 @@ def print_pack(folder: Path) -> None:
     rich.print(table)
 
 
-def main() -> None:
-    """Runs one command; bad input is one sentence and exit code 1."""
+def main(run: Callable[[], None] = lambda: app.cli(prog="unavglip", config=CLI)) -> None:
+    """Runs one command; bad input is one sentence and exit code 1, Ctrl-C exit code 130."""
     try:
-        app.cli(prog="unavglip", config=(tyro.conf.OmitArgPrefixes,))
+        run()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; nothing half written is left", file=sys.stderr)
+        sys.exit(130)

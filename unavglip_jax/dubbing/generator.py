@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from unavglip_jax import assets, params
 from unavglip_jax.config import Dtype, NetworkConfig
@@ -111,6 +111,25 @@ def encode_audio(
     return jnp.where(jnp.arange(rows + 1)[:, None, None] < steps, features, 0), steps
 
 
+def rest_in_silence(
+    generator: Generator,
+    samples: Float[np.ndarray, " N"],
+    features: Float[Array, "L S C"],
+    steps: int,
+) -> Float[Array, "L S C"]:
+    """The features with those of digital silence wherever nobody speaks, so that the mouth rests there.
+
+    Breath and room noise keep the published systems' mouths moving.
+    """
+    share = np.zeros(len(features), np.float32)
+    share[:steps] = audio.silence(samples)[:steps]
+    if not share.any():
+        return features
+    nothing, count = encode_audio(generator, np.zeros(2 * audio.SAMPLE_RATE, np.float32))
+    rest = nothing[count // 2]
+    return features + share[:, None, None] * (rest - features)
+
+
 def fade(length: int, rise: bool, fall: bool, overlap: int) -> Float[np.ndarray, " L"]:
     """The share of a segment's rows: those it has in common with a neighbour are cross-faded."""
     ramp = (np.arange(overlap) + 1) / (overlap + 1)
@@ -128,13 +147,13 @@ def fade(length: int, rise: bool, fall: bool, overlap: int) -> Float[np.ndarray,
 def make_step(generator: Generator, devices: list | None = None) -> Callable:
     """`step(crops, references, hidden, features, indices, guide_scale)` -> generated crops.
 
-    Everything but `features` and the scale has a leading batch axis and is sharded over the devices.
+    Everything but `features` and the scale has a leading batch axis, and is sharded over the devices.
 
     Args of the step:
       crops: uint8 RGB (B, H, W, 3), the frames to dub.
       references: the same of frames that show the face to be kept.
-      hidden: uint8 (H, W), non-zero where the generator must not see the crop; `lower_half` makes
-        the published one.
+      hidden: bool (B, H, W), where the generator must not see the crop; `lower_half` is the published
+        mask.
       features: what `encode_audio` gave.
       indices: int32 (B, 10), what `audio.window_indices` gave.
       guide_scale: factor of the identity attention.
@@ -146,7 +165,7 @@ def make_step(generator: Generator, devices: list | None = None) -> Callable:
 
     def step(unet_weights, vae_weights, crops, references, hidden, features, indices, guide_scale):
         auto_encoder = vae.call(vae_weights)
-        blanked = jnp.where(hidden[None, :, :, None] > 0, 0, crops)
+        blanked = jnp.where(hidden[..., None], 0, crops)
         images = jnp.concatenate([blanked, references]).astype(jnp.float32) / 127.5 - 1
         masked, reference = jnp.split(auto_encoder.encode(images), 2)
         windows = features[indices].reshape(len(indices), -1, features.shape[-1])
@@ -156,25 +175,27 @@ def make_step(generator: Generator, devices: list | None = None) -> Callable:
         pixels = jnp.clip(auto_encoder.decode(out) / 2 + 0.5, 0, 1) * 255
         return jnp.round(pixels).astype(jnp.uint8)  # half to even, as numpy
 
-    placement = (whole, whole, batch, batch, whole, whole, batch, whole)
+    placement = (whole, whole, batch, batch, batch, whole, batch, whole)
     jitted = jax.jit(step, in_shardings=placement, out_shardings=batch)
     weights = jax.device_put((unet.weights, vae.weights), whole)
     return lambda *arguments: jitted(*weights, *arguments)
 
 
-def lower_half(size: int) -> UInt8[np.ndarray, "H W"]:
+def lower_half(size: int) -> Bool[np.ndarray, "H W"]:
     """The mask of UnAvgLip and MuseTalk: the lower half of the crop is hidden."""
-    mask = np.zeros((size, size), np.uint8)
-    mask[size // 2 :] = 255
-    return mask
+    return np.repeat(np.arange(size)[:, None] >= size // 2, size, axis=1)
 
 
 class Frame(NamedTuple):
-    """One frame to dub, and whatever the caller needs back with the result."""
+    """One frame of the output.
 
-    crop: UInt8[np.ndarray, "H W 3"]
-    reference: UInt8[np.ndarray, "H W 3"]
-    indices: Int[np.ndarray, " 10"]
+    Attributes:
+      inputs: crop, reference, hidden pixels and window indices, as the step takes them but without a batch
+        axis; `None` for a frame that passes through.
+      context: whatever the caller needs back with the result.
+    """
+
+    inputs: tuple[np.ndarray, ...] | None
     context: Any
 
 
@@ -182,34 +203,39 @@ def generate(
     step: Callable,
     frames: Iterable[Frame],
     batch_size: int,
-    hidden: UInt8[np.ndarray, "H W"],
     features: Float[Array, "L S C"],
     guide_scale: float,
     ahead: int = 2,
-) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], Any]]:
-    """The generated crop and the context of every frame, in order.
+) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"] | None, Any]]:
+    """The generated crop (or `None`) and the context of every frame, in order.
 
-    The last batch is filled up with copies of its last frame, so one compiled step serves all. The
-    device works on up to `ahead` batches while the caller handles the results before them.
+    A batch that is not full is filled up with copies of its last frame, so one compiled step serves all.
+    The device works on up to `ahead` batches while the caller handles the results before them.
     """
 
     def submit(part):
-        filled = part + [part[-1]] * (batch_size - len(part))
-        crops, references, indices = (np.stack(x) for x in list(zip(*filled, strict=True))[:3])
-        return part, step(crops, references, hidden, features, indices, np.float32(guide_scale))
+        inputs = [frame.inputs for frame in part if frame.inputs is not None]
+        if not inputs:
+            return part, ()
+        filled = inputs + [inputs[-1]] * (batch_size - len(inputs))
+        crops, references, hidden, indices = map(np.stack, zip(*filled, strict=True))
+        scale = np.float32(guide_scale)
+        return part, step(crops, references, hidden, features, indices, scale)
 
     def collect(part, out):
-        return zip(np.asarray(out)[: len(part)], (frame.context for frame in part), strict=True)
+        crops = iter(np.asarray(out))
+        for frame in part:
+            yield (None if frame.inputs is None else next(crops)), frame.context
 
-    pending, part = [], []
+    pending, part, full = [], [], 0
     for frame in frames:
         part.append(frame)
-        if len(part) == batch_size:
+        full += frame.inputs is not None
+        # Frames that pass through wait with the others, but not without bound.
+        if full == batch_size or len(part) >= 2 * batch_size:
             pending.append(submit(part))
-            part = []
+            part, full = [], 0
             if len(pending) > ahead:
                 yield from collect(*pending.pop(0))
-    if part:
-        pending.append(submit(part))
-    for batch in pending:
+    for batch in [*pending, submit(part)]:
         yield from collect(*batch)

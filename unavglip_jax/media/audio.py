@@ -24,6 +24,13 @@ STEPS_A_SEGMENT = SEGMENT // SAMPLES_A_STEP
 WINDOW_STEPS = 10  # encoder steps for one video frame
 WINDOW_LEAD = 4  # of which so many come before the step at the frame's time
 
+# Silence: quieter than the recording's loud parts by this much, for so long. Its ends are left to the
+# speech, since mouths close after the sound and open before it.
+SILENCE_BELOW = 40.0  # dB
+SILENCE_FLOOR = -60.0  # dB of full scale; what is below is always silent
+SILENCE_LASTS = 20  # steps
+SILENCE_MARGIN = 5  # steps, over which speech and silence are cross-faded
+
 BLOCK = 1024  # analysis frames transformed at once; bounds the memory of a long recording
 
 
@@ -167,6 +174,25 @@ def published_window_count(samples: int, fps: Fraction, front_end: AudioFrontEnd
     if front_end == "v10":
         return -(-(samples // SAMPLES_A_STEP + 1) * fps // STEP_RATE) + 1
     return int(samples * fps // SAMPLE_RATE)
+
+
+def silence(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " L"]:
+    """How silent each 20 ms step of a recording is: 0 where somebody speaks, 1 in a longer pause."""
+    steps = len(checked(samples, shortest=SAMPLES_A_STEP)) // SAMPLES_A_STEP
+    parts = samples[: steps * SAMPLES_A_STEP].reshape(steps, SAMPLES_A_STEP)
+    level = 10 * np.log10(np.maximum((parts.astype(np.float64) ** 2).mean(axis=1), 1e-12))
+    quiet = level < max(SILENCE_FLOOR, np.percentile(level, 95) - SILENCE_BELOW)
+    edges = np.flatnonzero(np.diff(np.pad(quiet, 1).astype(np.int8)))
+    share = np.zeros(steps, np.float32)
+    ramp = np.arange(1, SILENCE_MARGIN + 1, dtype=np.float32) / (SILENCE_MARGIN + 1)
+    for start, stop in edges.reshape(-1, 2):
+        if stop - start >= SILENCE_LASTS:
+            share[start:stop] = 1
+            if start > 0:
+                share[start : start + SILENCE_MARGIN] = ramp
+            if stop < steps:
+                share[stop - SILENCE_MARGIN : stop] = ramp[::-1]
+    return share
 
 
 def gather_windows(
