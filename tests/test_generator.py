@@ -24,8 +24,7 @@ def made(tmp_path_factory):
     theirs = tiny.write_pack(folder)
     general = dub.load(folder)
     embeddings = np.random.default_rng(0).standard_normal((3, tiny.EMBEDDING), np.float32)
-    network = general.perceiver
-    tokens = network.call(network.weights)(embeddings[None])
+    tokens = dub.apply(general.perceiver.graphdef, general.perceiver.weights, embeddings[None])
     return theirs, dub.with_identity(general, embeddings), np.asarray(tokens), folder
 
 

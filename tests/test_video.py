@@ -187,7 +187,7 @@ def test_another_rate_than_its_own(tmp_path):
     np.testing.assert_array_equal(ours[5], moving(30)[16])  # of 14, 15, 16 the latest in its slot
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "b.avi", "c.h264"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "b.avi", "c.h264"])
 def test_reading_again_in_parts_and_backwards(tmp_path, name, monkeypatch):
     path = encode(tmp_path / name, *H264, "-g", "10", "-pix_fmt", "yuv420p", frames=moving(40))
     picture = video.describe(path)
@@ -455,6 +455,17 @@ def test_sound_ends_with_the_picture_or_before(tmp_path):
             assert container.streams.audio[0].duration == min(seconds, 1) * 48000
 
 
+def test_a_cover_is_no_picture(tmp_path):
+    cv2.imwrite(str(tmp_path / "1.png"), moving(1)[0])
+    recording = sound_file(tmp_path / "a.wav", click(0.4, 1, 44100), 44100)
+    inputs = ["-i", recording, "-i", tmp_path / "1.png", "-map", "0", "-map", "1"]
+    path = tmp_path / "a.mp3"
+    ffmpeg(*inputs, "-c:v", "copy", "-disposition:v", "attached_pic", path)
+    assert lag(video.read_audio(path), click(0.4, 1, 16000)[0]) == 0
+    with pytest.raises(InputError, match="has no picture"):
+        video.describe(path)
+
+
 def test_gaps_in_the_sound_are_filled(tmp_path):
     still = encode(tmp_path / "still.mp4", *H264, frames=moving(50))
     recording = sound_file(tmp_path / "click.wav", click(1.5, 2, 48000), 48000)
@@ -630,12 +641,13 @@ def test_videos_that_are_none(tmp_path):
 
 
 def test_a_video_track_without_pictures(tmp_path):
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = W, H, "yuv420p"
-        container.start_encoding()
-    with pytest.raises(InputError, match=r"a\.mp4 (has a video track without a picture|cannot)"):
-        video.describe(tmp_path / "a.mp4")
+    for name in ("a.mp4", "a.mkv", "a.avi"):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = W, H, "yuv420p"
+            container.start_encoding()
+        with pytest.raises(InputError, match=rf"{name} (has|cannot be read)"):
+            video.describe(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["index_behind.mp4", "index_in_front.mp4", "a.mkv"])

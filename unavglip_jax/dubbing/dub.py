@@ -211,8 +211,7 @@ def embedder(settings: Settings, generator: Generator) -> identity.Embedder:
     if wanted == "identity":
         config, weights = assets.load_component(settings.pack, "identity")
         graphdef, _ = params.abstract(assets.network_of("identity")[0], config)
-        embed = jax.jit(lambda w, x: params.bind(graphdef, w)(x))
-        return lambda faces: np.asarray(embed(weights, jnp.asarray(faces)))
+        return lambda faces: np.asarray(generators.apply(graphdef, weights, jnp.asarray(faces)))
     if settings.insightface is None:
         raise InputError(
             f"this needs face embeddings by insightface's {wanted or 'buffalo_l'}; give its folder as "

@@ -1,6 +1,7 @@
 """The networks of a pack put together: one jitted step from uint8 crops and sound to uint8 crops."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +21,18 @@ CROSS_FADE = 250  # encoder steps (5 s) by which neighbouring Whisper segments o
 
 
 class Network(NamedTuple):
-    """A network and its weights; `call` binds them."""
+    """A network and its weights."""
 
     config: NetworkConfig
     graphdef: Any
     weights: params.Params
 
-    def call(self, weights: params.Params):
-        """The callable model on weights that are, inside `jax.jit`, its arguments."""
-        return params.bind(self.graphdef, weights)
+
+@partial(jax.jit, static_argnums=(0, 3))
+def apply(graphdef, weights: params.Params, x: Array, option: str | None = None) -> Array:
+    """One call of a network. Compiled once for a graph definition, whatever the weights."""
+    network = params.bind(graphdef, weights)
+    return network(x) if option is None else network(x, option)
 
 
 class Generator(NamedTuple):
@@ -72,8 +76,8 @@ def load(folder: str | Path, dtype: Dtype = "float32") -> Generator:
 
 def with_identity(generator: Generator, embeddings: Float[np.ndarray, "N E"]) -> Generator:
     """The generator for one person: the Perceiver's tokens, as keys and values, are in its weights."""
-    perceive = jax.jit(lambda w, x: generator.perceiver.call(w)(x))
-    tokens = perceive(generator.perceiver.weights, jnp.asarray(embeddings)[None])
+    _, graphdef, weights = generator.perceiver
+    tokens = apply(graphdef, weights, jnp.asarray(embeddings)[None])
     weights, config = cache_identity(generator.unet.weights, generator.unet.config, tokens)
     graphdef, _ = params.abstract(assets.network_of("unet")[0], config)
     return generator._replace(unet=Network(config, graphdef, weights))
@@ -99,11 +103,10 @@ def encode_audio(
     stride = audio.STEPS_A_SEGMENT - (CROSS_FADE if overlap else 0)
     n_mels = whisper.config.n_mels
     segments, steps = audio.whisper_segments(samples, front_end, n_mels, stride)
-    encode = jax.jit(lambda w, mel: whisper.call(w)(mel, front_end))
     rows = stride * (len(segments) - 1) + audio.STEPS_A_SEGMENT
     features = 0
     for i, segment in enumerate(segments):
-        states = encode(whisper.weights, segment[None])[0]
+        states = apply(whisper.graphdef, whisper.weights, segment[None], front_end)[0]
         ramp = fade(len(states), i > 0, i < len(segments) - 1, audio.STEPS_A_SEGMENT - stride)
         first = i * stride
         space = [(first, rows + 1 - first - len(states)), (0, 0), (0, 0)]
@@ -158,27 +161,33 @@ def make_step(generator: Generator, devices: list | None = None) -> Callable:
       indices: int32 (B, 10), what `audio.window_indices` gave.
       guide_scale: factor of the identity attention.
     """
-    unet, vae = generator.unet, generator.vae
     devices = devices or jax.devices()[:1]
     mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
     batch, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    graphs = generator.unet.graphdef, generator.vae.graphdef
+    weights = jax.device_put((generator.unet.weights, generator.vae.weights), whole)
 
-    def step(unet_weights, vae_weights, crops, references, hidden, features, indices, guide_scale):
-        auto_encoder = vae.call(vae_weights)
-        blanked = jnp.where(hidden[..., None], 0, crops)
-        images = jnp.concatenate([blanked, references]).astype(jnp.float32) / 127.5 - 1
-        masked, reference = jnp.split(auto_encoder.encode(images), 2)
-        windows = features[indices].reshape(len(indices), -1, features.shape[-1])
-        windows = windows + audio_positions(*windows.shape[1:])
-        latents = jnp.concatenate([masked, reference], axis=-1)
-        out = unet.call(unet_weights)(latents, 0, windows, guide_scale=guide_scale)
-        pixels = jnp.clip(auto_encoder.decode(out) / 2 + 0.5, 0, 1) * 255
-        return jnp.round(pixels).astype(jnp.uint8)  # half to even, as numpy
+    def step(crops, references, hidden, features, indices, guide_scale):
+        frames = jax.device_put((crops, references, hidden, indices), batch)
+        sound = jax.device_put((features, guide_scale), whole)
+        return compiled_step(graphs, weights, *frames, *sound)
 
-    placement = (whole, whole, batch, batch, batch, whole, batch, whole)
-    jitted = jax.jit(step, in_shardings=placement, out_shardings=batch)
-    weights = jax.device_put((unet.weights, vae.weights), whole)
-    return lambda *arguments: jitted(*weights, *arguments)
+    return step
+
+
+@partial(jax.jit, static_argnums=0)
+def compiled_step(graphs, weights, crops, references, hidden, indices, features, guide_scale):
+    """The arithmetic of `make_step`, compiled once for a pack and a batch size."""
+    unet, vae = (params.bind(*pair) for pair in zip(graphs, weights, strict=True))
+    blanked = jnp.where(hidden[..., None], 0, crops)
+    images = jnp.concatenate([blanked, references]).astype(jnp.float32) / 127.5 - 1
+    masked, reference = jnp.split(vae.encode(images), 2)
+    windows = features[indices].reshape(len(indices), -1, features.shape[-1])
+    windows = windows + audio_positions(*windows.shape[1:])
+    latents = jnp.concatenate([masked, reference], axis=-1)
+    out = unet(latents, 0, windows, guide_scale=guide_scale)
+    pixels = jnp.clip(vae.decode(out) / 2 + 0.5, 0, 1) * 255
+    return jnp.round(pixels).astype(jnp.uint8)  # half to even, as numpy
 
 
 def lower_half(size: int) -> Bool[np.ndarray, "H W"]:

@@ -49,12 +49,9 @@ AAC_FRAME = 1024  # samples
 BIT_RATE_A_CHANNEL = 96_000  # of AAC
 # Layouts that FFmpeg's AAC encoder keeps. The others get one with as many channels, or are mixed to mono.
 AAC_LAYOUTS = frozenset({"mono", "stereo", "2.1", "3.0", "4.0", "quad", "5.0", "5.1", "6.1", "7.1"})
-AAC_LAYOUT_OF_COUNT = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0"} | {
-    5: "5.0",
-    6: "5.1",
-    7: "6.1",
-    8: "7.1",
-}
+AAC_LAYOUT_OF_COUNT = dict(
+    enumerate(["mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1"], start=1)
+)
 
 # A gap in the timestamps of sound longer than this is a gap in the sound. Milliseconds of containers
 # and the frames of codecs make smaller ones that mean nothing.
@@ -150,7 +147,9 @@ def describe(path: str | Path, fps: Fraction | None = None) -> Picture:
 
     Raises:
       InputError: it is missing, empty, damaged or cut off, holds no picture, or the folder's names
-        give no order.
+        give no order. Cut off is a video without its index, with fewer packets than the index names, or
+        that ends more than a second (and 2 %) before the length in its header. Where the header states
+        none, as in MPEG-TS, what is there is the video.
     """
     path = Path(path)
     if fps is not None and (not isinstance(fps, Fraction | int) or fps <= 0):
@@ -173,8 +172,8 @@ def read_frames(
     the frame nearest to its time, stays until the next picture, and the later one wins where two meet. A
     constant rate comes out as it is. Colours follow the matrix and range that the stream states, and
     BT.601 limited where it states none; the rotation and mirroring of its metadata are applied. Alpha is
-    dropped, as players do; deeper samples are rounded to 8 bits. One decoded frame is held, besides
-    the few inside the decoder.
+    dropped, as ffmpeg does; deeper samples are rounded to 8 bits; HDR is not tone-mapped. One decoded frame
+    is held, besides the few inside the decoder.
 
     Args:
       picture: the source.
@@ -182,7 +181,7 @@ def read_frames(
       stop: the frame to end before; by default all are given.
 
     Returns:
-      Arrays that are the caller's own: none is given twice.
+      `picture.frames` arrays (less where start and stop say so) that are the caller's own.
 
     Raises:
       InputError: the source cannot be decoded, or changes its size.
@@ -503,7 +502,8 @@ def read_sound(path: str | Path) -> Iterator[Float[np.ndarray, "C N"]]:
     """The first sound track of a file in blocks of float32 samples at its own rate, in [-1, 1].
 
     Sample 0 belongs to the first picture where the file has one. A gap of more than 50 ms is filled with
-    silence, and so is what cannot be decoded, so that the rest stays in step.
+    silence, and so is what cannot be decoded, so that the rest stays in step. A WAV or MP3 that was
+    cut off is read to the cut.
 
     Raises:
       InputError: the file is missing, empty or damaged, has no sound or none that lasts, changes rate

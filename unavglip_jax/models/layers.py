@@ -35,7 +35,7 @@ def conv(
         out_features,
         each(kernel),
         strides=each(stride),
-        padding=[(p, p) for p in each(padding)],
+        padding=tuple((p, p) for p in each(padding)),
         **precision,
     )
 
