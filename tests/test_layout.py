@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unavglip_jax import assets, params
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -108,3 +110,10 @@ def test_this_jax_computes_what_it_should():
     with jax.disable_jit():
         expected = block(image)
     np.testing.assert_allclose(jax.jit(block)(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_graph_definitions_can_be_static_arguments_of_jit():
+    for name in assets.NETWORKS:
+        network, config = assets.network_of(name)
+        one, other = (params.abstract(network, config())[0] for _ in range(2))
+        assert one == other and hash(one) == hash(other), name

@@ -90,7 +90,7 @@ def dub(task: Task, settings: Settings, generator: Generator, quiet: bool = Fals
         is left behind.
     """
     clock, output = Clock(), output_of(task, settings)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     source = task.crop_path or task.video_path
     picture = video.describe(source, Fraction(settings.fps) if is_images(source) else None)
     samples = clock.call("read sound", video.read_audio, task.audio_path)
@@ -127,6 +127,16 @@ def dub(task: Task, settings: Settings, generator: Generator, quiet: bool = Fals
     with assets.replacement(output.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(report, indent=1, default=str))
     return report
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of an output."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be made ({error.strerror}); choose another output"
+        ) from error
 
 
 def is_images(path: Path) -> bool:

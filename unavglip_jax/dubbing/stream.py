@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 END = object()
 
 
-def background(items: Iterator[T], depth: int) -> Iterator[T]:
+def background(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """The same items, made by a thread of their own up to `depth` ahead.
 
     An error in `items` is raised here, in its place. When the consumer stops, so does the thread, and
@@ -61,7 +61,7 @@ class Clock:
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
-    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+    def each(self, stage: str, items: Iterable[T]) -> Generator[T, None, None]:
         """The same items; making each is counted for the stage."""
         iterator = iter(items)
         while True:

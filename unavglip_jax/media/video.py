@@ -7,6 +7,7 @@ silence so that sample 0 belongs to frame 0. Sound files without a picture begin
 
 import contextlib
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -156,7 +157,7 @@ def describe(path: str | Path, fps: Fraction | None = None) -> Picture:
         raise InputError(
             f"{path}: the frame rate is {fps!r}; it must be a positive fraction, as 24000/1001"
         )
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a folder above is not to be entered
         return describe_images(path, "folder", numbered_images(path), fps)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return describe_images(path, "image", (path,), fps)
@@ -235,7 +236,11 @@ def describe_images(
 def numbered_images(folder: Path) -> tuple[Path, ...]:
     """The images of a folder by the number at the end of their names: 2.png before 10.png."""
     numbers = {}
-    for path in folder.iterdir():
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    for path in paths:
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
         found = re.search(r"\d+$", path.stem)
@@ -262,6 +267,8 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     check_file(path)
     try:
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except OSError as error:
+        raise unreadable(path, error) from error
     except cv2.error:
         image = None
     if image is None:
@@ -873,6 +880,8 @@ def opened(path: Path) -> Iterator[InputContainer]:
         # A playlist must not make FFmpeg fetch what it names from elsewhere.
         options = {"protocol_whitelist": "file"}
         container = av.open(f"file:{path}", container_options=options, metadata_errors="replace")
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except (av.FFmpegError, OSError) as error:
         raise InputError(
             f"{path} cannot be read ({reason(error)}); it is not video or sound, or was cut off while it "
@@ -916,9 +925,12 @@ def check_file(path: Path) -> None:
         if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{path} is empty; export or copy it again")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({reason(error)}); check the permissions"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error for what the system does not let us read."""
+    return InputError(f"{path} cannot be read ({reason(error)}); check the permissions")
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class ResnetBlock(nnx.Module):
             self.conv_shortcut = layers.conv(in_features, out_features, 1, **kw)
         if tuple(factors) != (1, 1):
             # An axis that is reduced is padded at its end only.
-            padding = [(1, 1) if factor == 1 else (0, 1) for factor in factors]
+            padding = tuple((1, 1) if factor == 1 else (0, 1) for factor in factors)
             self.downsample_conv = nnx.Conv(
                 out_features, out_features, (3, 3), strides=tuple(factors), padding=padding, **kw
             )
