@@ -95,9 +95,28 @@ def attention(
     heads: int,
 ) -> Float[Array, "B N C"]:
     """softmax(q kᵀ / √d) v for each head of d = C / heads channels; the softmax is float32."""
-    shape = query.shape
-    query, key, value = (x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value))
-    return jax.nn.dot_product_attention(query, key, value).reshape(shape)
+    split = [x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value)]
+    attended = jax.lax.platform_dependent(
+        *split, cpu=attention_by_head, default=jax.nn.dot_product_attention
+    )
+    return attended.reshape(query.shape)
+
+
+def attention_by_head(
+    query: Float[Array, "B N H D"], key: Float[Array, "B M H D"], value: Float[Array, "B M H D"]
+) -> Float[Array, "B N H D"]:
+    """`jax.nn.dot_product_attention`, one head at a time: the scores of one stay in a CPU's cache."""
+
+    def one_head(operands):
+        query, key, value = operands
+        scores = jnp.einsum("bnd,bmd->bnm", query, key, preferred_element_type=jnp.float32)
+        scores = scores - scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores * query.shape[-1] ** -0.5)
+        out = jnp.einsum("bnm,bmd->bnd", weights.astype(value.dtype), value)
+        return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+    heads = tuple(x.transpose(2, 0, 1, 3) for x in (query, key, value))
+    return jax.lax.map(one_head, heads).transpose(1, 2, 0, 3)
 
 
 def expect(what: str, x: Array, *axes: int | None) -> None:
