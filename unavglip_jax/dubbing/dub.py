@@ -166,14 +166,21 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
     tracker = Tracker(*face_networks(), choice, **options)
     points = np.full((used, 468, 2), np.nan, np.float32)
     looks = np.full((used, len(identity.Look._fields)), np.nan)
-    cuts, shot, several = [], 0, 0
+    cuts, jumps, last, several = (
+        [],
+        [],
+        None,
+        0,
+    )  # jumps: the face was found anew, elsewhere perhaps
     frames = video.read_frames(picture, 0, used)
     with closing(background(clock.each("decode", frames), AHEAD)) as frames:
         for i, frame in enumerate(frames):
             found = clock.call("find faces", tracker, frame)
-            if found.shot != shot:
+            if last is not None and found.shot != last.shot:
                 cuts.append(i)
-                shot = found.shot
+            elif last is not None and found.track != last.track:
+                jumps.append(i)
+            last = found
             several += (found.faces or 0) > 1
             if found.mesh is not None:
                 points[i] = found.mesh.points[:, :2]
@@ -190,7 +197,7 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
     size, rule = (picture.height, picture.width), RULES[generator.pack.crop]
     boxes = clip_boxes(
         landmarks, size, rule, picture.fps,
-        bbox_shift=task.bbox_shift, smoothing=settings.smoothing, cuts=cuts,
+        bbox_shift=task.bbox_shift, smoothing=settings.smoothing, cuts=[*cuts, *jumps],
     )  # fmt: skip
     sources = held_frames(seen, round(settings.hold * picture.fps), cuts)
     boxes = [boxes[i] if i >= 0 else None for i in sources]  # a gap of `hold` takes the last box
@@ -227,7 +234,7 @@ def embedder(settings: Settings, generator: Generator) -> identity.Embedder:
             f"this needs face embeddings by insightface's {wanted or 'buffalo_l'}; give its folder as "
             "`insightface`, or ready embeddings as face_embs_path"
         )
-    return identity.InsightFace(settings.insightface)
+    return identity.InsightFace(settings.insightface.expanduser())
 
 
 def embedding_of(image, embed, path) -> Float[np.ndarray, "1 512"]:
