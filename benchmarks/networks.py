@@ -36,6 +36,7 @@ from transformers import WhisperConfig as TorchWhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from unavglip_jax import params as P
+from unavglip_jax.dubbing.generator import compiler_options
 from unavglip_jax.models.unet import UNet, UNetConfig, cache_identity, fold_timestep, merge_lora
 from unavglip_jax.models.vae import VAE, VAEConfig
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
@@ -43,12 +44,7 @@ from unavglip_jax.models.whisper import Whisper, WhisperConfig
 ON_GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if ON_GPU else "float32"
 DEVICE = "cuda" if ON_GPU else "cpu"
-# XLA's own convolutions on a CPU: those of the YNN library, the default, pack their weights at every call.
-OPTIONS = (
-    None
-    if ON_GPU
-    else {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-)
+OPTIONS = compiler_options()  # as dubbing compiles
 LATENTS, PIXELS, AUDIO, IDENTITY = (32, 32, 8), (256, 256, 3), (50, 384), (4, 384)
 
 Name = Literal["whisper", "encode", "decode", "unet", "frame"]

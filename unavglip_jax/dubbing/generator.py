@@ -1,7 +1,7 @@
 """The networks of a pack put together: one jitted step from uint8 crops and sound to uint8 crops."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,14 +170,29 @@ def make_step(generator: Generator, devices: list | None = None) -> Callable:
     def step(crops, references, hidden, features, indices, guide_scale):
         frames = jax.device_put((crops, references, hidden, indices), batch)
         sound = jax.device_put((features, guide_scale), whole)
-        return compiled_step(graphs, weights, *frames, *sound)
+        return compiled_step()(graphs, weights, *frames, *sound)
 
     return step
 
 
-@partial(jax.jit, static_argnums=0)
-def compiled_step(graphs, weights, crops, references, hidden, indices, features, guide_scale):
-    """The arithmetic of `make_step`, compiled once for a pack and a batch size."""
+@cache
+def compiled_step() -> Callable:
+    """`one_step`, compiled once for a pack and a batch size."""
+    return jax.jit(one_step, static_argnums=0, compiler_options=compiler_options())
+
+
+def compiler_options() -> dict[str, str] | None:
+    """On a CPU: XLA's own convolutions, because YNN's pack their weights anew at every call.
+
+    Products of matrices stay with YNN. It makes the full UNet a third faster at batch 1.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+
+def one_step(graphs, weights, crops, references, hidden, indices, features, guide_scale):
+    """The arithmetic of `make_step`."""
     unet, vae = (params.bind(*pair) for pair in zip(graphs, weights, strict=True))
     blanked = jnp.where(hidden[..., None], 0, crops)
     images = jnp.concatenate([blanked, references]).astype(jnp.float32) / 127.5 - 1
