@@ -88,6 +88,6 @@ def read_as(path: str | Path, component: str) -> tuple[StateDict, Format]:
             f"{path} is no checkpoint that can be converted; its first tensors are {first}"
         )
     if found.component != component:
-        wanted = " or ".join(f.title for f in FORMATS if f.component == component)
+        wanted = " or ".join(dict.fromkeys(f.title for f in FORMATS if f.component == component))
         raise InputError(f"{path} is {found.title}, not {wanted}")
     return source, found

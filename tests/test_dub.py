@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +13,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from unavglip_jax import assets, params
 from unavglip_jax.config import InputError
 from unavglip_jax.dubbing import dub, generator
 from unavglip_jax.dubbing.stream import background
 from unavglip_jax.dubbing.tasks import Settings, Task, check_outputs, output_of, read_tasks
 from unavglip_jax.media import video
+from unavglip_jax.models.bisenet import BiSeNet, BiSeNetConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -153,9 +157,52 @@ def test_settings_act(work, networks, tmp_path, collect):
         ({}, {"guide_scale": 0.0}),
         ({}, {"bbox_shift": 5}),
         ({}, {"reference": "other"}),
+        ({}, {"reference": "shot"}),
     ):
         _, frames = run(work, networks, tmp_path, collect, changes, **fields)
         assert frames.shape == plain.shape and (frames != plain).any(), (changes, fields)
+
+
+def test_face_parsing_blends_inside_the_box(work, networks, tmp_path, collect):
+    config = BiSeNetConfig()
+    weights = params.init(BiSeNet, config, jax.random.key(0, impl="rbg"))
+    pack = Path(shutil.copytree(work / "pack", tmp_path / "pack"))
+    with pytest.raises(InputError, match="has no face_parsing"):
+        run(work, networks, tmp_path, collect, {"blend": "jaw"})
+    assets.add_components(pack, {"face_parsing": (config, weights, "random", "none")})
+    report, frames = run(work, networks, tmp_path, collect, {"blend": "raw", "pack": pack})
+    order = list(dub.source_order(20, 38, "ping-pong"))
+    source = sources(work / "in.mp4")[order]
+    for before, after, number in zip(source, frames, order, strict=True):
+        changed = (before != after).any(axis=-1)
+        x1, y1, x2, y2 = report["boxes"][number]
+        changed[y1:y2, x1:x2] = False
+        assert not changed.any()
+
+
+@pytest.mark.parametrize("size", [(321, 241), (160, 161), (64, 64)])
+def test_odd_and_small_pictures_keep_their_size(work, networks, tmp_path, size):
+    width, height = size
+    if size == (64, 64):  # the whole face is 24 pixels wide
+        frames = [
+            cv2.resize(x[:, 40:280], size, interpolation=cv2.INTER_AREA)
+            for x in sources(work / "in.mp4")
+        ]
+    else:
+        frames = [
+            cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in sources(work / "in.mp4")
+        ]
+    with video.write_video(tmp_path / "odd.mp4", width, height, Fraction(30000, 1001)) as put:
+        for frame in frames[:4]:
+            put(frame)
+    speech = write_wav(tmp_path / "a.wav", tiny.speech(0.2))
+    one = task(
+        work, video_path=tmp_path / "odd.mp4", audio_path=speech, output=tmp_path / "out.mp4"
+    )
+    report = dub.dub(one, settings(work), networks, quiet=True)
+    made = video.describe(tmp_path / "out.mp4")
+    assert (made.width, made.height, made.fps) == (*size, Fraction(30000, 1001))
+    assert made.frames == 6 and report["frames_with_a_face"] == 4
 
 
 def test_embeddings_of_upstream_are_read_safely(work, networks, tmp_path, collect):

@@ -9,7 +9,14 @@ import tyro
 
 from unavglip_jax import assets
 from unavglip_jax.config import InputError
-from unavglip_jax.dubbing.tasks import Settings, Task, check_outputs, output_of, read_tasks
+from unavglip_jax.dubbing.tasks import (
+    Reference,
+    Settings,
+    Task,
+    check_outputs,
+    output_of,
+    read_tasks,
+)
 
 CLI = (tyro.conf.OmitArgPrefixes,)
 app = tyro.extras.SubcommandApp()
@@ -112,7 +119,7 @@ def dub(
     embeddings: Path | None = None,
     face: Literal["largest", "central"] | int = "largest",
     face_like: Path | None = None,
-    reference: Literal["same", "other"] = "same",
+    reference: Reference = "same",
     when_longer: Literal["ping-pong", "loop", "hold", "trim"] = "ping-pong",
     quiet: bool = False,
 ) -> None:
@@ -129,7 +136,7 @@ def dub(
       embeddings: ready face embeddings (.pt, .npy), instead of computing them.
       face: which of several people: largest, central, or a number from the left, from 0.
       face_like: a photograph of the person to dub.
-      reference: show the generator the frame that it dubs, or another one.
+      reference: show the generator the frame that it dubs, or another one for each frame or shot.
       when_longer: what follows when the recording goes on behind the video's end.
       quiet: no progress bar.
     """

@@ -201,7 +201,9 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
     )  # fmt: skip
     sources = held_frames(seen, round(settings.hold * picture.fps), cuts)
     boxes = [boxes[i] if i >= 0 else None for i in sources]  # a gap of `hold` takes the last box
-    references = reference_frames(landmarks, task.reference, cuts=cuts)
+    mode = "same" if task.reference == "same" else "other"
+    per = "shot" if task.reference == "shot" else "frame"
+    references = reference_frames(landmarks, mode, per, cuts)
     return Faces(points, landmarks, boxes, sources, references, looks, several)
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 from unavglip_jax.config import Config, Dtype, InputError, load_yaml, validate
 from unavglip_jax.media.video import Encoding
 
+Reference = Literal["same", "other", "shot"]
+
 
 class Task(Config):
     """One video to make. The first seven fields are UnAvgLip's own; an empty path means "compute it".
@@ -22,7 +24,7 @@ class Task(Config):
       face: which of several people: "largest", "central", or a number from the left, from 0.
       face_like: a photograph of the person to dub, instead.
       reference: "same" shows the generator the frame that it dubs, as published; "other" a frame near in
-        pose and far in mouth shape, which cannot leak the old mouth.
+        pose and far in mouth shape, which cannot leak the old mouth; "shot" one such frame for a shot.
       when_longer: what follows when the recording goes on behind the video's end.
     """
 
@@ -36,7 +38,7 @@ class Task(Config):
     output: Path | None = None
     face: Literal["largest", "central"] | int = "largest"
     face_like: Path | None = None
-    reference: Literal["same", "other"] = "same"
+    reference: Reference = "same"
     when_longer: Literal["ping-pong", "loop", "hold", "trim"] = "ping-pong"
 
 
