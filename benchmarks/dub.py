@@ -32,8 +32,9 @@ from unavglip_jax import assets, params
 from unavglip_jax.convert.state_dict import to_torch
 from unavglip_jax.dubbing import dub, generator
 from unavglip_jax.dubbing.tasks import Settings, Task
-from unavglip_jax.faces import blending
+from unavglip_jax.faces import blending, identity
 from unavglip_jax.faces.crop import Box, crop
+from unavglip_jax.faces.tracking import Tracker
 from unavglip_jax.media import audio, video
 from unavglip_jax.models.iresnet import IResNet, IResNetConfig
 from unavglip_jax.models.layers import audio_positions
@@ -202,6 +203,18 @@ def torch_loop(made, report, features, task: Task, output: Path, batch_size: int
     return time.perf_counter() - start
 
 
+def embeddings(made, report: dict, settings: Settings) -> np.ndarray:
+    """Those of the frames that the dubbing chose."""
+    picture = video.describe(Path(report["task"]["video_path"]))
+    tracker, faces = Tracker(*dub.face_networks()), {}
+    for i, frame in enumerate(video.read_frames(picture)):
+        points = tracker(frame).mesh.points
+        if i in report["identity_from"]:
+            faces[i] = identity.align(frame, points)
+    chosen = np.stack([faces[i] for i in report["identity_from"]])
+    return identity.embedded(dub.embedder(settings, made), chosen)
+
+
 def mean_difference(one: Path, other: Path) -> float:
     """Of two videos, in levels of 255; what encoding makes of rounding is in it."""
     pairs = zip(*(video.read_frames(video.describe(path)) for path in (one, other)), strict=True)
@@ -246,10 +259,9 @@ def main(options: Options) -> None:
 
         samples = video.read_audio(sound)
         features, _ = dub.hear(made, samples, settings)
-        personal, _ = dub.know_person(
-            task.model_copy(update={"face_embs_path": save_embeddings(folder, made, report, settings)}),
-            settings, made, None, None, None,
-        )  # fmt: skip
+        personal = made
+        if made.perceiver is not None:
+            personal = generator.with_identity(made, embeddings(made, report, settings))
         arguments = (report, features, task, folder / "torch.mp4", options.batch_size)
         dtype = getattr(torch, options.dtype)
         torch_loop(personal, *arguments, dtype)
@@ -278,21 +290,6 @@ def main(options: Options) -> None:
             peak = peak_memory(light, *files, options.batch_size, options.dtype)
             table.add_row(f"{length:.0f}", f"{peak:.0f}")
         console.print(table)
-
-
-def save_embeddings(folder: Path, made, report: dict, settings: Settings) -> Path:
-    """The embeddings of the frames that the dubbing chose, for the other side to use."""
-    path = folder / "person.npy"
-    if made.perceiver is not None:
-        picture = video.describe(Path(report["task"]["video_path"]))
-        embed, tracker = dub.embedder(settings, made), dub.Tracker(*dub.face_networks())
-        points = [tracker(frame).mesh.points for frame in video.read_frames(picture)]
-        faces = []
-        for i in report["identity_from"]:
-            frame = next(video.read_frames(picture, i, i + 1))
-            faces.append(dub.identity.align(frame, points[i][:, :2]))
-        np.save(path, dub.identity.embedded(embed, np.stack(faces)))
-    return path
 
 
 if __name__ == "__main__":

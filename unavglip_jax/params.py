@@ -97,13 +97,6 @@ def split(pattern: str, params: Mapping[str, Any]) -> tuple[dict, dict]:
     )
 
 
-def under(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters below `prefix/`, with the prefix removed."""
-    return {
-        k.removeprefix(f"{prefix}/"): v for k, v in params.items() if k.startswith(f"{prefix}/")
-    }
-
-
 def count(params: Mapping[str, Any]) -> int:
     """Number of scalars."""
     return sum(int(np.prod(leaf.shape)) for leaf in params.values())
@@ -114,12 +107,10 @@ def cast(params: Params, shapes: Shapes) -> Params:
     return {name: jnp.asarray(leaf, shapes[name].dtype) for name, leaf in params.items()}
 
 
-def save(
-    path: str | Path, params: Mapping[str, Any], metadata: dict[str, str] | None = None
-) -> None:
+def save(path: str | Path, params: Mapping[str, Any]) -> None:
     """Writes a safetensors file."""
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in params.items()}
-    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    safetensors.numpy.save_file(tensors, path)
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:

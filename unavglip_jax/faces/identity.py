@@ -5,8 +5,6 @@ Spaces of different embedders do not mix; the pack says which one its weights kn
 1801.07698; the alignment is that of insightface.
 """
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -330,23 +328,6 @@ def read_embeddings(path: str | Path) -> Float[np.ndarray, "n 512"]:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a numpy array ({error})") from error
     return as_embeddings(found, str(path))
-
-
-def write_embeddings(path: str | Path, embeddings: Float[np.ndarray, "n 512"]) -> None:
-    """Face embeddings (n, 512) into a `.npy` file, which is complete or not there."""
-    path = Path(path)
-    if path.suffix != ".npy":
-        raise InputError(f"{path}: face embeddings are written to .npy files")
-    embeddings = as_embeddings(embeddings, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".npy")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, embeddings, allow_pickle=False)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 class InsightFace:
