@@ -24,6 +24,7 @@ from unavglip_jax.config import InputError
 from unavglip_jax.dubbing import dub, generator
 from unavglip_jax.dubbing.stream import background
 from unavglip_jax.dubbing.tasks import Settings, Task, check_outputs, output_of, read_tasks
+from unavglip_jax.faces.crop import crop
 from unavglip_jax.media import video
 from unavglip_jax.models.bisenet import BiSeNet, BiSeNetConfig
 
@@ -231,6 +232,24 @@ def test_ready_crops_come_back_as_crops(work, networks, tmp_path, collect):
     half = tiny.SIZE // 2
     np.testing.assert_array_equal(frames[:, :half], pictures[:, :half])
     assert (frames[:, half:] != pictures[:, half:]).any()
+
+
+def test_the_person_is_found_in_ready_crops(work, networks, tmp_path, collect):
+    report, _ = run(work, networks, tmp_path, collect)
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for i, (frame, box) in enumerate(
+        zip(sources(work / "in.mp4")[:4], report["boxes"], strict=False)
+    ):
+        cv2.imwrite(str(crops / f"{i}.png"), crop(frame, box, tiny.SIZE)[..., ::-1])
+    report, frames = run(work, networks, tmp_path, collect, crop_path=crops)
+    assert frames.shape[1:] == (tiny.SIZE, tiny.SIZE, 3) and set(report["identity_from"]) <= set(
+        range(4)
+    )
+    for path in crops.iterdir():
+        cv2.imwrite(str(path), np.full((tiny.SIZE, tiny.SIZE, 3), 90, np.uint8))
+    with pytest.raises(InputError, match="no face was found in the crops"):
+        run(work, networks, tmp_path, collect, crop_path=crops)
 
 
 def test_a_photograph_chooses_the_person(work, networks, tmp_path, collect):

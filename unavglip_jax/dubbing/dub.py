@@ -103,7 +103,8 @@ def dub(task: Task, settings: Settings, generator: Generator, quiet: bool = Fals
 
     with progress_bar(quiet) as progress:
         if task.crop_path:
-            faces = ready_crops(picture, used, generator.pack.image_size)
+            search = generator.perceiver is not None and not task.face_embs_path
+            faces = ready_crops(picture, used, generator.pack.image_size, search)
         else:
             faces = analyse(task, settings, generator, picture, used, clock, progress)
         personal, conditioning = know_person(task, settings, generator, picture, faces, clock)
@@ -212,16 +213,30 @@ def face_networks() -> tuple[Path, Path]:
     return assets.fetch("face_detection_short_range.tflite"), assets.fetch("face_landmark.tflite")
 
 
-def ready_crops(picture: video.Picture, used: int, size: int) -> Faces:
-    """A folder of crops: every frame is its own box."""
+def ready_crops(picture: video.Picture, used: int, size: int, search: bool) -> Faces:
+    """A folder of crops: every frame is its own box. Faces are only looked for if `search`."""
     if (picture.width, picture.height) != (size, size):
         raise InputError(
             f"{picture.path} holds images of {picture.width}x{picture.height}; crops for this pack are "
             f"{size}x{size}"
         )
-    nothing = np.full((used, 1), np.nan)
+    points = np.full((used, 468, 2), np.nan, np.float32)
+    looks = np.full((used, len(identity.Look._fields)), np.nan)
+    if search:
+        tracker, border = Tracker(*face_networks()), size // 2
+        for i, frame in enumerate(video.read_frames(picture, 0, used)):
+            # The detector expects something around a face.
+            wide = cv2.copyMakeBorder(frame, *[border] * 4, cv2.BORDER_REPLICATE)
+            if (mesh := tracker(wide).mesh) is not None:
+                points[i] = mesh.points[:, :2] - border
+                looks[i] = identity.look(frame, points[i])
+        if not np.isfinite(looks).any():
+            raise InputError(
+                f"no face was found in the crops of {picture.path}; give the person's embeddings as "
+                "face_embs_path"
+            )
     boxes, own = [Box(0, 0, size, size)] * used, np.arange(used)
-    return Faces(nothing, nothing, boxes, own, own, nothing, 0)
+    return Faces(points, np.full((used, 68, 2), np.nan), boxes, own, own, looks, 0)
 
 
 def embedder(settings: Settings, generator: Generator) -> identity.Embedder:
@@ -256,10 +271,6 @@ def know_person(
     if task.face_embs_path:
         embeddings = read_embeddings(task.face_embs_path)[: task.n_cond]
         return generators.with_identity(generator, embeddings), str(task.face_embs_path)
-    if task.crop_path:
-        raise InputError(
-            f"{task.crop_path}: ready crops need face_embs_path, the person's embeddings"
-        )
     unit = generator.pack.identity is None or generator.pack.identity.normalisation == "unit"
     chosen = identity.conditioning_frames(faces.looks, task.n_cond, settings.seed)
     embed, aligned = embedder(settings, generator), {}
@@ -342,7 +353,7 @@ def prepare(numbered, faces, indices, picture, settings, pack, clock) -> Iterato
         own = crop(frame, box, size)
         shown = reference(int(faces.references[source]), source, own)
         points, mask, hidden = faces.points[source], None, lower
-        if len(points) == 468:
+        if np.isfinite(points).all():
             mask = blending.mesh_mask(points, box, frame.shape[:2], pack.mask)
             if pack.mask == "mouth_and_jaw":
                 hidden = cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) > 0
@@ -428,7 +439,7 @@ def report_of(task, settings, generator, picture, faces, count, conditioning, cl
     """What was done, in plain data."""
     passed = [i for i, box in enumerate(faces.boxes) if box is None]
     own = np.arange(len(faces.boxes))
-    described = faces.landmarks.ndim == 3
+    described = np.isfinite(faces.landmarks).any()
     return {
         "version": __version__,
         "task": task.model_dump(mode="json"),
