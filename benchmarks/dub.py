@@ -5,7 +5,8 @@
 
 The PyTorch loop runs the same pack on diffusers modules, one batch after the other, as the published
 programs do: decode, crop, networks, paste, encode. It is given the face boxes and the audio features, so
-it has less to do. Both run in this process, on the same clip.
+it has less to do. Both run in this process, on the same clip; tests/test_generator.py holds their pictures
+against each other.
 """
 
 import subprocess
@@ -215,12 +216,6 @@ def embeddings(made, report: dict, settings: Settings) -> np.ndarray:
     return identity.embedded(dub.embedder(settings, made), chosen)
 
 
-def mean_difference(one: Path, other: Path) -> float:
-    """Of two videos, in levels of 255; what encoding makes of rounding is in it."""
-    pairs = zip(*(video.read_frames(video.describe(path)) for path in (one, other)), strict=True)
-    return float(np.mean([np.abs(a.astype(int) - b).mean() for a, b in pairs]))
-
-
 def peak_memory(pack: Path, picture: Path, sound: Path, batch_size: int, dtype: str) -> float:
     """Peak resident memory, in MiB, of the command that dubs a clip."""
     program = """
@@ -278,8 +273,6 @@ def main(options: Options) -> None:
         for name, value in (("end to end", seconds), ("PyTorch loop", torch_seconds)):
             table.add_row(name, f"{value:.2f} = {report['frames'] / value:.1f} frames/s")
         table.add_row("ratio", f"{torch_seconds / seconds:.2f}")
-        difference = mean_difference(folder / "jax.mp4", folder / "torch.mp4")
-        table.add_row("mean difference after H.264", f"{difference:.3f} of 255")
         console.print(table)
 
         table = Table("seconds of video", "peak memory (MiB)", title="memory against length")

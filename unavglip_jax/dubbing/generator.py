@@ -103,15 +103,17 @@ def encode_audio(
     stride = audio.STEPS_A_SEGMENT - (CROSS_FADE if overlap else 0)
     n_mels = whisper.config.n_mels
     segments, steps = audio.whisper_segments(samples, front_end, n_mels, stride)
-    rows = stride * (len(segments) - 1) + audio.STEPS_A_SEGMENT
-    features = 0
+    rows = stride * (len(segments) - 1) + audio.STEPS_A_SEGMENT + 1
+    shape = (rows, whisper.config.n_audio_layer + 1, whisper.config.n_audio_state)
+    features = np.zeros(
+        shape, np.float32
+    )  # added up in place: it is the largest thing that is held
     for i, segment in enumerate(segments):
         states = apply(whisper.graphdef, whisper.weights, segment[None], front_end)[0]
         ramp = fade(len(states), i > 0, i < len(segments) - 1, audio.STEPS_A_SEGMENT - stride)
-        first = i * stride
-        space = [(first, rows + 1 - first - len(states)), (0, 0), (0, 0)]
-        features = features + jnp.pad(states * ramp[:, None, None], space)
-    return jnp.where(jnp.arange(rows + 1)[:, None, None] < steps, features, 0), steps
+        features[i * stride :][: len(states)] += np.asarray(states) * ramp[:, None, None]
+    features[steps:] = 0
+    return jnp.asarray(features), steps
 
 
 def rest_in_silence(
