@@ -110,6 +110,8 @@ def dub(task: Task, settings: Settings, generator: Generator, quiet: bool = Fals
         personal, conditioning = know_person(task, settings, generator, picture, faces, clock)
 
         step = generators.make_step(personal, jax.devices())
+        _, on_each = generators.placements(jax.devices())
+        features = jax.device_put(features, on_each)  # once, not with every batch
         batch_size = math.ceil(settings.batch_size / jax.device_count()) * jax.device_count()
         frames = clock.each("decode", ordered_frames(picture, used, count, task.when_longer))
         numbered = zip(source_order(used, count, task.when_longer), frames, strict=True)
@@ -353,12 +355,13 @@ def prepare(numbered, faces, indices, picture, settings, pack, clock) -> Iterato
         own = crop(frame, box, size)
         shown = reference(int(faces.references[source]), source, own)
         points, mask, hidden = faces.points[source], None, lower
-        if np.isfinite(points).all():
+        wanted = settings.blend == "mesh" or pack.mask == "mouth_and_jaw"
+        if wanted and np.isfinite(points).all():
             mask = blending.mesh_mask(points, box, frame.shape[:2], pack.mask)
             if pack.mask == "mouth_and_jaw":
                 hidden = cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) > 0
-            if settings.blend == "half":
-                mask = blending.half_mask(box, frame.shape[:2])
+        if settings.blend == "half":
+            mask = blending.half_mask(box, frame.shape[:2])
         return Frame((own, shown, hidden, indices[i]), Shot(frame, box, mask))
 
     for i, (number, frame) in enumerate(numbered):

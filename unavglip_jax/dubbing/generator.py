@@ -105,9 +105,8 @@ def encode_audio(
     segments, steps = audio.whisper_segments(samples, front_end, n_mels, stride)
     rows = stride * (len(segments) - 1) + audio.STEPS_A_SEGMENT + 1
     shape = (rows, whisper.config.n_audio_layer + 1, whisper.config.n_audio_state)
-    features = np.zeros(
-        shape, np.float32
-    )  # added up in place: it is the largest thing that is held
+    # Added up in place: it is the largest thing that is held.
+    features = np.zeros(shape, np.float32)
     for i, segment in enumerate(segments):
         states = apply(whisper.graphdef, whisper.weights, segment[None], front_end)[0]
         ramp = fade(len(states), i > 0, i < len(segments) - 1, audio.STEPS_A_SEGMENT - stride)
@@ -164,8 +163,7 @@ def make_step(generator: Generator, devices: list | None = None) -> Callable:
       guide_scale: factor of the identity attention.
     """
     devices = devices or jax.devices()[:1]
-    mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
-    batch, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    batch, whole = placements(devices)
     graphs = generator.unet.graphdef, generator.vae.graphdef
     weights = jax.device_put((generator.unet.weights, generator.vae.weights), whole)
 
@@ -175,6 +173,12 @@ def make_step(generator: Generator, devices: list | None = None) -> Callable:
         return compiled_step()(graphs, weights, *frames, *sound)
 
     return step
+
+
+def placements(devices: list) -> tuple[NamedSharding, NamedSharding]:
+    """How arrays lie on the devices: divided over them by their first axis, and whole on each."""
+    mesh = jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+    return tuple(NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
 
 @cache
