@@ -31,7 +31,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from unavglip_jax import assets, params
 from unavglip_jax.convert.state_dict import to_torch
-from unavglip_jax.dubbing import dub, generator
+from unavglip_jax.dubbing import dub, generator, hearing
 from unavglip_jax.dubbing.tasks import Settings, Task
 from unavglip_jax.faces import blending, identity
 from unavglip_jax.faces.crop import Box, crop
@@ -172,12 +172,11 @@ def torch_loop(made, report, features, task: Task, output: Path, batch_size: int
     """Seconds that the published way of dubbing takes, with PyTorch's networks."""
     unet, vae = torch_networks(made, dtype, task.guide_scale)
     picture, size = video.describe(task.video_path), made.pack.image_size
-    rows = np.asarray(features, np.float32)
-    steps = int(rows.any(axis=(1, 2)).sum())
-    indices = audio.window_indices(report["frames"], picture.fps, steps, made.pack.audio_front_end)
+    front_end = made.pack.audio_front_end
+    indices = audio.window_indices(report["frames"], picture.fps, len(features), front_end)
     image = lambda x: torch.tensor(np.stack(x)).to(DEVICE).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
     hidden, scale = generator.lower_half(size), made.vae.config.scaling_factor
-    positions = audio_positions(10 * rows.shape[1], rows.shape[2])
+    positions = audio_positions(10 * features.shape[1], features.shape[2])
 
     start = time.perf_counter()
     frames = list(video.read_frames(picture))  # the published programs hold them all
@@ -193,7 +192,7 @@ def torch_loop(made, report, features, task: Task, output: Path, batch_size: int
             masked = [np.where(hidden[..., None], 0, x).astype(np.uint8) for x in part]
             encode = lambda x: vae.encode(image(x)).latent_dist.mode() * scale
             latents = torch.cat([encode(masked), encode(part)], dim=1)
-            window = audio.gather_windows(rows, indices[first : first + len(part)]) + positions
+            window = audio.gather_windows(features, indices[first : first + len(part)]) + positions
             out = unet(latents, 0, torch.tensor(window).to(DEVICE, dtype)).sample
             pixels = (vae.decode(out / scale).sample / 2 + 0.5).clamp(0, 1) * 255
             for i, face in enumerate(
@@ -252,8 +251,7 @@ def main(options: Options) -> None:
         report = dub.dub(task, settings, made, quiet=True)
         seconds = time.perf_counter() - start
 
-        samples = video.read_audio(sound)
-        features, _ = dub.hear(made, samples, settings)
+        features = hearing.encode(made.hearing, video.read_audio(sound))
         personal = made
         if made.perceiver is not None:
             personal = generator.with_identity(made, embeddings(made, report, settings))

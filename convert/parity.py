@@ -180,7 +180,7 @@ def whisper_outputs(manifest: dict, source: StateDict, folder: Path) -> tuple[in
         short = features(samples, "v10")
         outputs = {
             "mel": audio.whisper_log_mel(samples).T,
-            "hf_mel": audio.whisper_segments(samples, "v15")[0][0, :1000].T,
+            "hf_mel": audio.whisper_segments(samples, "v15")[0][0][:1000].T,
             "features": short[::20],
             "features_shape": np.array(short.shape),
             "features33_shape": np.array(long.shape),

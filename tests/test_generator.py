@@ -11,6 +11,7 @@ from test_unet import GUIDE_SCALE, LORA_SCALE
 
 from comparing import relative_error
 from unavglip_jax.dubbing import generator as dub
+from unavglip_jax.dubbing import hearing
 from unavglip_jax.media import audio
 from unavglip_jax.models.layers import audio_positions
 
@@ -24,7 +25,7 @@ def made(tmp_path_factory):
     theirs = tiny.write_pack(folder)
     general = dub.load(folder)
     embeddings = np.random.default_rng(0).standard_normal((3, tiny.EMBEDDING), np.float32)
-    tokens = dub.apply(general.perceiver.graphdef, general.perceiver.weights, embeddings[None])
+    tokens = general.perceiver(embeddings[None])
     return theirs, dub.with_identity(general, embeddings), np.asarray(tokens), folder
 
 
@@ -33,8 +34,8 @@ def task(made):
     """Crops, references, sound and windows of a few frames."""
     random = np.random.default_rng(1)
     crops, references = random.integers(0, 256, (2, FRAMES, tiny.SIZE, tiny.SIZE, 3)).astype("u1")
-    features, steps = dub.encode_audio(made[1], tiny.speech(1.0))
-    indices = audio.window_indices(FRAMES, Fraction(25), steps, "v10")
+    features = hearing.encode(made[1].hearing, tiny.speech(1.0))
+    indices = audio.window_indices(FRAMES, Fraction(25), len(features), "v10")
     return crops, references, features, indices
 
 
@@ -47,7 +48,7 @@ def frames(task):
 
 def run(generator, task, batch_size, devices=None, guide_scale=GUIDE_SCALE):
     step = dub.make_step(generator, devices)
-    out = dub.generate(step, frames(task), batch_size, task[2], guide_scale)
+    out = dub.generate(step, frames(task), batch_size, task[2].__getitem__, guide_scale)
     crops, order = zip(*out, strict=True)
     assert list(order) == list(range(FRAMES))
     return np.stack(crops)
@@ -66,7 +67,7 @@ def torch_run(theirs, tokens, task):
     with torch.no_grad():
         encode = lambda x: 0.18215 * vae.encode(as_image(x)).latent_dist.mode()
         latents = torch.cat([encode(blanked), encode(references)], dim=1)
-        sound = np.asarray(features)[indices].reshape(FRAMES, 50, -1) + audio_positions(50, 24)
+        sound = features[indices].reshape(FRAMES, 50, -1) + audio_positions(50, 24)
         context = np.concatenate([sound, np.repeat(tokens, FRAMES, axis=0)], axis=1)
         out = unet(latents, 0, torch.tensor(context)).sample
         image = (vae.decode(out / 0.18215).sample / 2 + 0.5).clamp(0, 1)
@@ -117,36 +118,63 @@ def test_hidden_pixels_are_not_seen(made, task):
 def test_features_join_over_every_thirtieth_second(made):
     """Cross-faded segments are the published ones away from the joints, and smooth at them."""
     samples = tiny.speech(64.0)
-    ours, steps = dub.encode_audio(made[1], samples)
-    published, same = dub.encode_audio(made[1], samples, overlap=False)
-    assert steps == same == 3200
-    ours, published = np.asarray(ours), np.asarray(published)
-    assert not ours[steps:].any() and len(ours) > steps
+    ours = hearing.encode(made[1].hearing, samples)
+    published = hearing.encode(made[1].hearing, samples, overlap=False)
+    assert len(ours) == len(published) == 3200
     assert relative_error(ours[:1200], published[:1200]) < 1e-5
     jump = lambda x, at: np.abs(np.diff(x[at - 20 : at + 20], axis=0)).max()
     assert jump(ours, 1500) < jump(published, 1500)
-    np.testing.assert_allclose(dub.fade(9, True, False, 4)[:4] + dub.fade(9, False, True, 4)[5:], 1)
+    fade = hearing.fade
+    np.testing.assert_allclose(fade(9, True, False, 4)[:4] + fade(9, False, True, 4)[5:], 1)
+    # The last segment, alone: no other one reaches behind the joint.
+    late = audio.whisper_log_mel(samples)[2 * 2500 :]
+    late = np.pad(late, [(0, 3000 - len(late)), (0, 0)])
+    alone = np.asarray(made[1].hearing.whisper(late[None], "v10"))[0]
+    np.testing.assert_allclose(ours[2750:], alone[250:700], atol=1e-5)
+
+
+def test_rows_are_looked_up_in_a_stream():
+    rows = np.arange(1, 26, dtype=np.float32).reshape(25, 1, 1)
+    taken = []
+
+    def blocks():
+        for start in range(0, 25, 10):
+            taken.append(start)
+            yield rows[start : start + 10]
+
+    find = hearing.look_up(blocks(), 25)
+    for wanted, needed in (
+        ([0, 3, 25], 1),
+        ([3, 9], 1),
+        ([8, 12], 2),
+        ([19, 24, 25], 3),
+        ([25], 3),
+    ):
+        expected = [0 if i == 25 else i + 1 for i in wanted]
+        np.testing.assert_array_equal(find(np.array(wanted))[:, 0, 0], expected)
+        assert len(taken) == needed
+    skipping = hearing.look_up(blocks(), 25)
+    np.testing.assert_array_equal(skipping(np.array([23]))[:, 0, 0], [24])
 
 
 def test_frames_that_pass_through_keep_their_place(made, task):
     given = frames(task)
     mixed = [dub.Frame(None, "a")] * 9 + given[:3] + [dub.Frame(None, "b")] * 2 + given[3:]
     step = dub.make_step(made[1])
-    out = list(dub.generate(step, mixed, 2, task[2], GUIDE_SCALE))
+    out = list(dub.generate(step, mixed, 2, task[2].__getitem__, GUIDE_SCALE))
     assert [context for _, context in out] == ["a"] * 9 + [0, 1, 2] + ["b"] * 2 + [3, 4]
     crops = [crop for crop, _ in out]
     assert all((crop is None) == isinstance(context, str) for crop, context in out)
     np.testing.assert_array_equal(
         np.stack([crop for crop in crops if crop is not None]), run(made[1], task, 2)
     )
-    assert list(dub.generate(step, [], 2, task[2], GUIDE_SCALE)) == []
+    assert list(dub.generate(step, [], 2, task[2].__getitem__, GUIDE_SCALE)) == []
 
 
 def test_silence_rests_and_speech_does_not(made):
     samples = np.concatenate([tiny.speech(2.0), 1e-4 * tiny.speech(2.0), tiny.speech(1.0)])
-    features, steps = dub.encode_audio(made[1], samples)
-    rested = np.asarray(dub.rest_in_silence(made[1], samples, features, steps))
-    features = np.asarray(features)
+    features = hearing.encode(made[1].hearing, samples)
+    rested = np.concatenate(list(hearing.listen(made[1].hearing, samples, rest=True)[0]))
     np.testing.assert_array_equal(rested[:98], features[:98])
     np.testing.assert_array_equal(rested[202:], features[202:])
     assert np.ptp(rested[110:190], axis=0).max() < 1e-5 < np.ptp(features[110:190], axis=0).max()
@@ -154,7 +182,7 @@ def test_silence_rests_and_speech_does_not(made):
 
 def test_short_recordings_are_encoded_alike(made):
     samples = tiny.speech(3.0)
-    ours, steps = dub.encode_audio(made[1], samples)
-    published, _ = dub.encode_audio(made[1], samples, overlap=False)
-    assert steps == 150
-    np.testing.assert_array_equal(ours[:150], published[:150])
+    ours = hearing.encode(made[1].hearing, samples)
+    published = hearing.encode(made[1].hearing, samples, overlap=False)
+    assert len(ours) == 150
+    np.testing.assert_array_equal(ours, published)

@@ -28,7 +28,7 @@ from unavglip_jax.config import (
     load_yaml,
     validate,
 )
-from unavglip_jax.params import Params
+from unavglip_jax.params import Network, Params
 
 # component -> module and class of its network; its configuration is the class of the same name + Config.
 NETWORKS = {
@@ -163,6 +163,13 @@ def load_component(folder: str | Path, name: str, **changes) -> tuple[NetworkCon
             f"{path} does not fit its configuration in pack.yaml: {', '.join(wrong[:5])}"
         )
     return config, params.cast(loaded, shapes)
+
+
+def load_network(folder: str | Path, name: str, **changes) -> Network:
+    """One network of a pack, ready to be called; arguments and errors as `load_component`'s."""
+    config, weights = load_component(folder, name, **changes)
+    graphdef, _ = params.abstract(network_of(name)[0], config)
+    return Network(config, graphdef, weights)
 
 
 def load_generator(folder: str | Path, **changes) -> tuple[NetworkConfig, Params]:

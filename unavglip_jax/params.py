@@ -6,8 +6,9 @@ sharding, converting, saving and averaging are operations on these names.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,24 @@ def init(network: Callable, config, key: Array) -> Params:
 def bind(graphdef, params: Params):
     """The callable model: `bind(graphdef, params)(x)` inside or outside `jax.jit`."""
     return nnx.merge(graphdef, unflatten(params))
+
+
+class Network(NamedTuple):
+    """A network and its weights. Calls are compiled once for a graph definition, whatever the weights."""
+
+    config: Any
+    graphdef: Any
+    weights: Params
+
+    def __call__(self, x: Array, option: str | None = None) -> Array:
+        return apply(self.graphdef, self.weights, x, option)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def apply(graphdef, weights: Params, x: Array, option: str | None) -> Array:
+    """The arithmetic of a `Network`'s call."""
+    network = bind(graphdef, weights)
+    return network(x) if option is None else network(x, option)
 
 
 def flatten(state) -> Params:

@@ -1,6 +1,6 @@
 """From files to file: analyse the faces, then stream the frames through the generator into a video.
 
-Only boxes, landmarks and audio features are held for the whole clip; the video is decoded twice.
+Only boxes, landmarks and spectrograms are held for the whole clip; the video is decoded twice.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from rich.text import Text
 from unavglip_jax import __version__, assets, params
 from unavglip_jax.config import InputError
 from unavglip_jax.dubbing import generator as generators
+from unavglip_jax.dubbing import hearing
 from unavglip_jax.dubbing.generator import Frame, Generator, generate
 from unavglip_jax.dubbing.stream import Clock, background
 from unavglip_jax.dubbing.tasks import Settings, Task, output_of
@@ -94,12 +96,17 @@ def dub(task: Task, settings: Settings, generator: Generator, quiet: bool = Fals
     source = task.crop_path or task.video_path
     picture = video.describe(source, Fraction(settings.fps) if is_images(source) else None)
     samples = clock.call("read sound", video.read_audio, task.audio_path)
-    features, steps = clock.call("encode sound", hear, generator, samples, settings)
+    options = {"overlap": settings.overlap, "rest": settings.silence_gate}
+    blocks, steps = clock.call(
+        "encode sound", hearing.listen, generator.hearing, samples, **options
+    )
+    rows = hearing.look_up(clock.each("encode sound", blocks), steps)
 
     count = math.ceil(Fraction(len(samples), audio.SAMPLE_RATE) * picture.fps)
     count = min(count, picture.frames) if task.when_longer == "trim" else count
-    indices = audio.window_indices(count, picture.fps, steps, generator.pack.audio_front_end)
+    windows = audio.window_indices(count, picture.fps, steps, generator.pack.audio_front_end)
     used = min(count, picture.frames)
+    del samples  # long ones are large
 
     with progress_bar(quiet) as progress:
         if task.crop_path:
@@ -110,21 +117,19 @@ def dub(task: Task, settings: Settings, generator: Generator, quiet: bool = Fals
         personal, conditioning = know_person(task, settings, generator, picture, faces, clock)
 
         step = generators.make_step(personal, jax.devices())
-        _, on_each = generators.placements(jax.devices())
-        features = jax.device_put(features, on_each)  # once, not with every batch
         batch_size = math.ceil(settings.batch_size / jax.device_count()) * jax.device_count()
         frames = clock.each("decode", ordered_frames(picture, used, count, task.when_longer))
         numbered = zip(source_order(used, count, task.when_longer), frames, strict=True)
-        inputs = prepare(numbered, faces, indices, picture, settings, generator.pack, clock)
+        inputs = prepare(numbered, faces, windows, picture, settings, generator.pack, clock)
         inputs = clock.each("wait for frames", background(inputs, AHEAD))
-        generated = generate(step, inputs, batch_size, features, task.guide_scale)
+        generated = generate(step, inputs, batch_size, rows, task.guide_scale)
         generated = clock.each("generate", generated)
         pairs = finish(generated, settings, generator.pack, bool(task.crop_path), clock)
         bar = progress.add_task("dubbing", total=count)
         with closing(background(pairs, AHEAD)) as pairs:
             write(pairs, output, picture, task, settings, count, clock, progress, bar)
-        # What the generator waited for is not its own work.
-        clock.add("generate", -clock.seconds["wait for frames"])
+        # What happened inside "generate" but is not its own work.
+        clock.add("generate", -clock.seconds["wait for frames"] - clock.seconds["encode sound"])
 
     report = report_of(task, settings, generator, picture, faces, count, conditioning, clock)
     with assets.replacement(output.with_suffix(".json")) as partial:
@@ -145,14 +150,6 @@ def make_folder(folder: Path) -> None:
 def is_images(path: Path) -> bool:
     """Whether a source has no frame rate of its own."""
     return path.is_dir() or path.suffix.lower() in video.IMAGE_SUFFIXES
-
-
-def hear(generator: Generator, samples, settings: Settings):
-    """The audio features, at rest in silence if so set, and their number."""
-    features, steps = generators.encode_audio(generator, samples, settings.overlap)
-    if settings.silence_gate:
-        features = generators.rest_in_silence(generator, samples, features, steps)
-    return jax.block_until_ready(features), steps
 
 
 # ---- faces ------------------------------------------------------------------------------------------
@@ -245,9 +242,8 @@ def embedder(settings: Settings, generator: Generator) -> identity.Embedder:
     """The face embedder that the pack was trained with."""
     wanted = generator.pack.identity.embedder if generator.pack.identity else None
     if wanted == "identity":
-        config, weights = assets.load_component(settings.pack, "identity")
-        graphdef, _ = params.abstract(assets.network_of("identity")[0], config)
-        return lambda faces: np.asarray(generators.apply(graphdef, weights, jnp.asarray(faces)))
+        network = assets.load_network(settings.pack, "identity")
+        return lambda faces: np.asarray(network(jnp.asarray(faces)))
     if settings.insightface is None:
         raise InputError(
             f"this needs face embeddings by insightface's {wanted or 'buffalo_l'}; give its folder as "
@@ -332,7 +328,7 @@ def ordered_frames(picture: video.Picture, used: int, count: int, when_longer: s
         turn += 1
 
 
-def prepare(numbered, faces, indices, picture, settings, pack, clock) -> Iterator[Frame]:
+def prepare(numbered, faces, windows, picture, settings, pack, clock) -> Iterator[Frame]:
     """The inputs of the generator for each frame."""
     size = pack.image_size
     lower, cache = generators.lower_half(size), OrderedDict()
@@ -362,7 +358,7 @@ def prepare(numbered, faces, indices, picture, settings, pack, clock) -> Iterato
                 hidden = cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) > 0
         if settings.blend == "half":
             mask = blending.half_mask(box, frame.shape[:2])
-        return Frame((own, shown, hidden, indices[i]), Shot(frame, box, mask))
+        return Frame((own, shown, hidden, windows[i]), Shot(frame, box, mask))
 
     for i, (number, frame) in enumerate(numbered):
         yield clock.call("crop", inputs, i, number, frame)
@@ -386,20 +382,23 @@ def finish(generated, settings, pack, crops: bool, clock) -> Iterator[tuple]:
 
 def parser(settings: Settings, pack: assets.Pack) -> Callable:
     """Opacity by face parsing, with the published blend of the pack's crop rule."""
-    config, weights = assets.load_component(settings.pack, "face_parsing")
-    graphdef, _ = params.abstract(assets.network_of("face_parsing")[0], config)
+    _, graphdef, weights = assets.load_network(settings.pack, "face_parsing")
     blend = blending.BLENDS["unavglip" if pack.system == "unavglip" else pack.crop]
     blend = blend.replace(region=settings.blend)
 
-    @jax.jit
-    def classes(weights, image):
-        return params.bind(graphdef, weights).full_size(image[None])[0].argmax(axis=-1)
-
     def mask(frame, box):
-        found = np.asarray(classes(weights, blending.parsing_input(frame, box, blend)))
+        found = np.asarray(
+            face_classes(graphdef, weights, blending.parsing_input(frame, box, blend))
+        )
         return blending.parsing_mask(found, box, blend)
 
     return mask
+
+
+@partial(jax.jit, static_argnums=0)
+def face_classes(graphdef, weights, image):
+    """BiSeNet's class of every pixel."""
+    return params.bind(graphdef, weights).full_size(image[None])[0].argmax(axis=-1)
 
 
 def write(pairs, output, picture, task, settings, count, clock, progress, bar) -> None:

@@ -39,7 +39,7 @@ def whisper_segments(
     front_end: AudioFrontEnd,
     n_mels: int = 80,
     stride: int = STEPS_A_SEGMENT,
-) -> tuple[Float[np.ndarray, "S 3000 M"], int]:
+) -> tuple[list[Float[np.ndarray, "3000 M"]], int]:
     """The log-mel segments to run the Whisper encoder on, and how many 20 ms steps there are in all.
 
     Step k of segment i is step `i * stride + k` of the recording; only the last segment is ever
@@ -61,11 +61,12 @@ def whisper_segments(
     if front_end == "v10":
         mel = whisper_log_mel(samples, n_mels)
         parts = (mel[2 * start :][: 2 * STEPS_A_SEGMENT] for start in starts)
-        parts = (np.pad(x, [(0, 2 * STEPS_A_SEGMENT - len(x)), (0, 0)]) for x in parts)
-        return np.stack(list(parts)), steps
+        pad = lambda x: np.pad(x, [(0, 2 * STEPS_A_SEGMENT - len(x)), (0, 0)])
+        # Whole segments are views: an hour of sound is not held twice.
+        return [x if len(x) == 2 * STEPS_A_SEGMENT else pad(x) for x in parts], steps
     parts = (samples[SAMPLES_A_STEP * start :][:SEGMENT] for start in starts)
     parts = (np.pad(part, (0, SEGMENT - len(part))) for part in parts)
-    return np.stack([whisper_log_mel(part, n_mels) for part in parts]), steps
+    return [whisper_log_mel(part, n_mels) for part in parts], steps
 
 
 def whisper_log_mel(
@@ -179,8 +180,9 @@ def published_window_count(samples: int, fps: Fraction, front_end: AudioFrontEnd
 def silence(samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " L"]:
     """How silent each 20 ms step of a recording is: 0 where somebody speaks, 1 in a longer pause."""
     steps = len(checked(samples, shortest=SAMPLES_A_STEP)) // SAMPLES_A_STEP
-    parts = samples[: steps * SAMPLES_A_STEP].reshape(steps, SAMPLES_A_STEP)
-    level = 10 * np.log10(np.maximum((parts.astype(np.float64) ** 2).mean(axis=1), 1e-12))
+    power = lambda parts: (parts.astype(np.float64) ** 2).mean(axis=1, keepdims=True)
+    power = framewise(power, samples, SAMPLES_A_STEP, SAMPLES_A_STEP, steps)[:, 0]
+    level = 10 * np.log10(np.maximum(power, 1e-12))
     quiet = level < max(SILENCE_FLOOR, np.percentile(level, 95) - SILENCE_BELOW)
     edges = np.flatnonzero(np.diff(np.pad(quiet, 1).astype(np.int8)))
     share = np.zeros(steps, np.float32)
