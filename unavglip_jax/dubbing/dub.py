@@ -186,14 +186,15 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
                 points[i] = found.mesh.points[:, :2]
                 looks[i] = identity.look(frame, points[i])
             progress.advance(bar)
-    seen = np.isfinite(points).all(axis=(1, 2))
+    seen = np.isfinite(points[:, 0, 0])
     if not seen.any():
         raise InputError(
             f"{picture.path} shows no face in any of its {used} frames; use a video whose face is "
             "upright and at least 20 pixels wide"
         )
     landmarks = np.full((used, 68, 2), np.nan, np.float32)
-    landmarks[seen] = [ibug68(mesh) for mesh in points[seen]]
+    for i in np.flatnonzero(seen):
+        landmarks[i] = ibug68(points[i])
     size, rule = (picture.height, picture.width), RULES[generator.pack.crop]
     boxes = clip_boxes(
         landmarks, size, rule, picture.fps,

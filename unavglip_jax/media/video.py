@@ -78,6 +78,7 @@ class Picture:
       pixel_aspect: width of a pixel over its height, upright.
       has_sound: there is a sound track.
       start: time of the first picture by the container's clock, in seconds.
+      matrix: rotation and mirroring (see `display_matrix`).
       images: the files in order; empty for a video.
     """
 
@@ -92,6 +93,7 @@ class Picture:
     pixel_aspect: Fraction = Fraction(1)
     has_sound: bool = False
     start: Fraction = Fraction(0)
+    matrix: tuple[int, int, int, int] = (1, 0, 0, 1)
     images: tuple[Path, ...] = ()
 
     @property
@@ -203,7 +205,7 @@ def read_frames(
         for frame, slot in pictures:
             rgb = None
             while waiting is not None and given < min(slot, stop):
-                rgb = upright(to_rgb, waiting) if rgb is None else rgb.copy()
+                rgb = upright(to_rgb, waiting, picture.matrix) if rgb is None else rgb.copy()
                 yield of_size(picture, rgb)
                 given += 1
             if given >= stop:
@@ -308,6 +310,7 @@ def describe_video(path: Path, fps: Fraction | None) -> Picture:
         pixel_aspect=Fraction(aspect),
         has_sound=has_sound,
         start=start,
+        matrix=matrix,
     )
 
 
@@ -448,7 +451,11 @@ def picture_stream(container: InputContainer, path: Path):
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """What the metadata say of rotation and mirroring: (x, y) is shown at (a x + c y, b x + d y)."""
+    """What the metadata say of rotation and mirroring: (x, y) is shown at (a x + c y, b x + d y).
+
+    Only the first frame is asked, whose answer holds for the whole track: PyAV's side data and its frame
+    hold each other, so that a frame that was asked keeps its memory until the garbage collector comes.
+    """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return 1, 0, 0, 1
@@ -462,10 +469,12 @@ def sideways(matrix: tuple[int, int, int, int]) -> bool:
     return abs(b) > abs(a)
 
 
-def upright(to_rgb: VideoReformatter, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+def upright(
+    to_rgb: VideoReformatter, frame: av.VideoFrame, matrix: tuple[int, int, int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
     """A decoded picture as RGB, turned and mirrored to the nearest quarter as its metadata say."""
     rgb = to_rgb.reformat(frame, format="rgb24", interpolation=ACCURATE).to_ndarray()
-    a, b, c, d = matrix = display_matrix(frame)
+    a, b, c, d = matrix
     if sideways(matrix):
         rgb, a, d = rgb.swapaxes(0, 1), c, b
     if a < 0:
