@@ -1,0 +1,1 @@
+"""Training: what is minimised, and the one loop that does it."""
