@@ -16,9 +16,9 @@ import cv2
 import jax
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from unavglip_jax import assets, params
 from unavglip_jax.config import InputError
 from unavglip_jax.dubbing import dub, generator

@@ -5,10 +5,10 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
-import tiny
 import torch
 from test_unet import GUIDE_SCALE, LORA_SCALE
 
+import tiny
 from comparing import relative_error
 from unavglip_jax.dubbing import generator as dub
 from unavglip_jax.dubbing import hearing

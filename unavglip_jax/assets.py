@@ -234,7 +234,7 @@ def write_component(
     """Writes one network's file and describes it."""
     path = folder / f"{name}.safetensors"
     params.save(path, weights)
-    fields = config.model_dump(mode="json", exclude={"dtype", "param_dtype"})
+    fields = config.model_dump(mode="json", exclude={"dtype", "param_dtype", "remat"})
     return Component(
         file=path.name, sha256=digest(path), config=fields, source=source, licence=licence
     )

@@ -9,6 +9,7 @@ import tyro
 
 from unavglip_jax import assets
 from unavglip_jax.config import InputError
+from unavglip_jax.data.settings import PreprocessSettings
 from unavglip_jax.dubbing.tasks import (
     Reference,
     Settings,
@@ -22,6 +23,12 @@ CLI = (tyro.conf.OmitArgPrefixes,)
 app = tyro.extras.SubcommandApp()
 convert = tyro.extras.SubcommandApp()
 app.command(convert, name="convert", help="Published checkpoints to packs, and back.")
+dataset = tyro.extras.SubcommandApp()
+app.command(dataset, name="dataset", help="Look at data sets and check them.")
+
+# Packages of the extra `train`; dubbing needs none of them.
+FOR_TRAINING = ("grain", "matplotlib", "optax", "orbax", "scenedetect", "tensorboardX")
+FOR_TRAINING += ("tensorflow_datasets",)
 
 
 @convert.command(name="musetalk")
@@ -107,6 +114,27 @@ def convert_export(pack: Path, output: Path) -> None:
     print(f"wrote {output}: {keys} keys")
 
 
+@convert.command(name="checkpoint")
+def convert_checkpoint(
+    run: Path,
+    output: Path,
+    step: int | None = None,
+    weights: Literal["ema", "train"] = "ema",
+) -> None:
+    """Make a pack from a checkpoint of a training run.
+
+    Args:
+      run: the run's `output` folder.
+      output: folder of the new pack.
+      step: of the checkpoint; by default the newest.
+      weights: the averaged ones, or those of that very step.
+    """
+    from unavglip_jax.training import export
+
+    export.export(run, output, step, weights)
+    print_pack(output)
+
+
 @app.command
 def dub(
     video: Path,
@@ -148,6 +176,29 @@ def dub(
     run_tasks({"the task": task}, settings, quiet)
 
 
+def train(
+    config: Path,
+    changes: tyro.conf.Positional[tuple[str, ...]] = (),
+    dry_run: bool = False,
+) -> None:
+    """Train what a YAML file says, on all devices of all processes.
+
+    Args:
+      config: the file, such as configs/train/unavglip.yaml.
+      changes: of its fields, such as data.path=clips mesh.fsdp=4.
+      dry_run: print parameters, memory and FLOPs of a step, and stop.
+    """
+    from unavglip_jax import distributed
+    from unavglip_jax.training import settings
+
+    found = settings.read(config, changes)
+    distributed.start()
+    keep_compiled()
+    from unavglip_jax.training import loop
+
+    loop.train(found, dry_run)
+
+
 def infer(config: Path, quiet: bool = False) -> None:
     """Dub every task of a YAML file: UnAvgLip's, with our `settings` beside the tasks.
 
@@ -163,13 +214,10 @@ def infer(config: Path, quiet: bool = False) -> None:
 
 def run_tasks(tasks: dict[str, Task], settings: Settings, quiet: bool) -> None:
     """Dubs this process's share of the tasks; one that fails does not keep the others from running."""
-    import jax
-
     from unavglip_jax.dubbing import dub, generator
 
     check_outputs(tasks, settings)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(assets.cache_folder() / "compiled"))
+    keep_compiled()
     networks = generator.load(settings.pack, settings.dtype)
     failed = []
     for name, task in dub.shard(tasks).items():
@@ -187,6 +235,115 @@ def run_tasks(tasks: dict[str, Task], settings: Settings, quiet: bool) -> None:
 
 
 @app.command
+def synth(
+    identities: int,
+    clips: int,
+    seconds: float,
+    size: int,
+    output: Path,
+    seed: int = 0,
+    photographs: tuple[Path, ...] = (),
+    photograph_share: float = 0.1,
+    first_identity: int = 0,
+    processes: int | None = None,
+    sheet: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Make talking heads whose every mouth shape is known.
+
+    Args:
+      identities: how many.
+      clips: for each identity.
+      seconds: of each clip.
+      size: side of the picture in pixels; even, from 128.
+      output: the folder; clips that it has already are kept.
+      seed: of everything.
+      photographs: pictures with a face; by default the astronaut of scikit-image.
+      photograph_share: of identities that are a photograph; 0 needs no face networks.
+      first_identity: number of the first identity, to share the work among machines.
+      processes: by default one for each core.
+      sheet: also write a PNG of every mouth shape of the first eight identities.
+      quiet: no progress bar.
+    """
+    from unavglip_jax.data import synth
+
+    made = synth.synthesise(
+        identities, clips, seconds, size, output, seed, photographs, photograph_share,
+        first_identity, processes, quiet,
+    )  # fmt: skip
+    if sheet is not None:
+        synth.contact_sheet(
+            sheet, min(identities, 8), size, seed, photographs, photograph_share, first_identity
+        )
+    print(f"{output}: made {made} clips, {identities * clips - made} were there")
+
+
+@app.command
+def preprocess(
+    input: Path,
+    output: Path,
+    pack: Path,
+    settings: PreprocessSettings,
+    shard: int = 0,
+    shards: int = 1,
+    processes: int | None = None,
+    quiet: bool = False,
+) -> None:
+    """Make a data set of talking clips from the videos in a folder.
+
+    Args:
+      input: folder of videos, at any depth.
+      output: folder of the data set; a run that was stopped is continued.
+      pack: decides crop, image size, audio features and identity embeddings.
+      settings: what becomes a clip.
+      shard: number of this run among those that share the videos, from 0.
+      shards: how many runs share them.
+      processes: worker processes; one for each core by default.
+      quiet: no progress bar and no table.
+    """
+    from unavglip_jax.data import preprocess
+
+    keep_compiled()
+    preprocess.preprocess(input, output, pack, settings, shard, shards, processes, quiet)
+
+
+@dataset.command(name="inspect")
+def dataset_inspect(
+    folder: tyro.conf.Positional[Path],
+    output: Path = Path("clips.png"),
+    split: Literal["train", "validation"] = "train",
+    count: int = 6,
+    seed: int = 0,
+) -> None:
+    """Print statistics of a data set and draw random clips of it with their landmarks.
+
+    Args:
+      folder: the data set.
+      output: the PNG to write.
+      split: which part of it.
+      count: clips to draw.
+      seed: of their choice.
+    """
+    from unavglip_jax.data import inspection
+
+    inspection.inspect(folder, split, count, output, seed)
+    print(f"wrote {output}")
+
+
+@dataset.command(name="verify")
+def dataset_verify(folder: tyro.conf.Positional[Path]) -> None:
+    """Check every record of a data set; exit code 1 if something is wrong.
+
+    Args:
+      folder: the data set.
+    """
+    from unavglip_jax.data import inspection
+
+    if inspection.verify(folder):
+        sys.exit(1)
+
+
+@app.command
 def parity(folder: tyro.conf.Positional[Path]) -> None:
     """Check every network against stored outputs of the original PyTorch networks.
 
@@ -197,6 +354,14 @@ def parity(folder: tyro.conf.Positional[Path]) -> None:
 
     if not parity.check(folder):
         sys.exit(1)
+
+
+def keep_compiled() -> None:
+    """Keeps what XLA compiles for the next time, in the cache folder unless jax was told another."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(assets.cache_folder() / "compiled"))
 
 
 def print_pack(folder: Path) -> None:
@@ -218,6 +383,13 @@ def main(run: Callable[[], None] = lambda: app.cli(prog="unavglip", config=CLI))
         run()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in FOR_TRAINING:
+            sys.exit(
+                f"error: this needs the package {error.name}; install the extra with "
+                "`pip install 'unavglip-jax[train]'`"
+            )
+        raise
     except KeyboardInterrupt:
         print("interrupted; nothing half written is left", file=sys.stderr)
         sys.exit(130)

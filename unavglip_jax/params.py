@@ -45,14 +45,27 @@ def abstract(network: Callable, config) -> tuple[Any, Shapes]:
     return graphdef, flatten(state)
 
 
-def init(network: Callable, config, key: Array) -> Params:
-    """Freshly initialised parameters of `network(config)`."""
-    return jax.jit(lambda key: flatten(nnx.state(network(config, rngs=KeyStream(key)))))(key)
+def init(network: Callable, config, key: Array, only: str = "") -> Params:
+    """Freshly initialised parameters of `network(config)`: those whose name contains the pattern `only`."""
+    made = lambda key: flatten(nnx.state(network(config, rngs=KeyStream(key))))
+    return jax.jit(lambda key: split(only, made(key))[0])(key)
 
 
 def bind(graphdef, params: Params):
     """The callable model: `bind(graphdef, params)(x)` inside or outside `jax.jit`."""
     return nnx.merge(graphdef, unflatten(params))
+
+
+def bind_for_training(graphdef, params: Params):
+    """As `bind`, but batch norms use the batch's statistics and keep their running mean of them."""
+    network = bind(graphdef, params)
+    network.train()
+    return network
+
+
+def statistics(network) -> Params:
+    """The running statistics of a network's batch norms."""
+    return flatten(nnx.state(network, nnx.BatchStat))
 
 
 class Network(NamedTuple):

@@ -151,6 +151,12 @@ class FeedForward(nnx.Module):
         return self.net[2](value * gelu(gate))
 
 
+def run(remat: bool, layer: nnx.Module, *inputs):
+    """`layer(*inputs)`; with `remat` its activations are computed again in the backward pass, not kept."""
+    call = lambda layer, *inputs: layer(*inputs)
+    return (jax.checkpoint(call) if remat else call)(layer, *inputs)
+
+
 def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W C"]:
     """Each pixel twice in both directions."""
     return x.repeat(2, axis=1).repeat(2, axis=2)

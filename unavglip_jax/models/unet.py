@@ -6,6 +6,7 @@ the cross-attentions, a second attention to the identity tokens. Parameter paths
 `UNet2DConditionModel` (0.27) with UnAvgLip's attention processors.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class UNetConfig(NetworkConfig):
       identity: "none"; "tokens" computes keys and values from identity tokens; "cached" has them as
         parameters, which is what `cache_identity` makes.
       time_embedding: False once `fold_timestep` has moved its constant into the convolutions.
+      remat: while training, keep only what goes between resnets and transformers.
     """
 
     in_channels: int = 8
@@ -42,6 +44,7 @@ class UNetConfig(NetworkConfig):
     lora_rank: int = 0
     identity: Literal["none", "tokens", "cached"] = "none"
     time_embedding: bool = True
+    remat: bool = False
 
 
 class Condition(NamedTuple):
@@ -128,6 +131,7 @@ class UNet(nnx.Module):
           ValueError: height or width cannot be halved at every level, or identity tokens are given to
             a network without them or missing from one that has them.
         """
+        run = partial(layers.run, self.config.remat)
         factor = 2 ** (len(self.down_blocks) - 1)
         if latents.shape[1] % factor or latents.shape[2] % factor:
             raise ValueError(f"latents of {latents.shape[1:3]} must be multiples of {factor}")
@@ -140,23 +144,23 @@ class UNet(nnx.Module):
         skips = [hidden]
         for block in self.down_blocks:
             for resnet, transformer in block.layers():
-                hidden = resnet(hidden, temb)
+                hidden = run(resnet, hidden, temb)
                 if transformer:
-                    hidden = transformer(hidden, condition)
+                    hidden = run(transformer, hidden, condition)
                 skips.append(hidden)
             if block.downsamplers:
                 hidden = block.downsamplers[0].conv(hidden)
                 skips.append(hidden)
 
-        hidden = self.mid_block.resnets[0](hidden, temb)
-        hidden = self.mid_block.attentions[0](hidden, condition)
-        hidden = self.mid_block.resnets[1](hidden, temb)
+        hidden = run(self.mid_block.resnets[0], hidden, temb)
+        hidden = run(self.mid_block.attentions[0], hidden, condition)
+        hidden = run(self.mid_block.resnets[1], hidden, temb)
 
         for block in self.up_blocks:
             for resnet, transformer in block.layers():
-                hidden = resnet(jnp.concatenate([hidden, skips.pop()], axis=-1), temb)
+                hidden = run(resnet, jnp.concatenate([hidden, skips.pop()], axis=-1), temb)
                 if transformer:
-                    hidden = transformer(hidden, condition)
+                    hidden = run(transformer, hidden, condition)
             if block.upsamplers:
                 hidden = block.upsamplers[0].conv(layers.upsample_nearest(hidden))
         return self.conv_out(jax.nn.silu(self.conv_norm_out(hidden)))

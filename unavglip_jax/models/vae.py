@@ -10,7 +10,11 @@ from unavglip_jax.models import layers
 
 
 class VAEConfig(NetworkConfig):
-    """Shape of the auto-encoder; every level but the last halves the resolution."""
+    """Shape of the auto-encoder; every level but the last halves the resolution.
+
+    Attributes:
+      remat: while training, keep only what goes between resnets.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -19,6 +23,7 @@ class VAEConfig(NetworkConfig):
     latent_channels: int = 4
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
+    remat: bool = False
 
 
 class VAE(nnx.Module):
@@ -53,6 +58,7 @@ class Encoder(nnx.Module):
     """Pixels -> mean and log-variance before `quant_conv`."""
 
     def __init__(self, config: VAEConfig, **kw):
+        self.remat = config.remat
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = layers.conv(config.in_channels, widths[0], padding=1, **kw)
         self.down_blocks = nnx.List()
@@ -73,17 +79,20 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             for resnet in block.resnets:
-                x = resnet(x)
+                x = layers.run(self.remat, resnet, x)
             if block.downsamplers:
                 x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # right and bottom only
                 x = block.downsamplers[0].conv(x)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(
+            jax.nn.silu(self.conv_norm_out(layers.run(self.remat, self.mid_block, x)))
+        )
 
 
 class Decoder(nnx.Module):
     """Latents after `post_quant_conv` -> pixels."""
 
     def __init__(self, config: VAEConfig, **kw):
+        self.remat = config.remat
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = layers.conv(config.latent_channels, widths[0], padding=1, **kw)
         self.mid_block = MidBlock(widths[0], groups, **kw)
@@ -101,10 +110,10 @@ class Decoder(nnx.Module):
         self.conv_out = layers.conv(widths[-1], config.out_channels, padding=1, **kw)
 
     def __call__(self, x):
-        x = self.mid_block(self.conv_in(x))
+        x = layers.run(self.remat, self.mid_block, self.conv_in(x))
         for block in self.up_blocks:
             for resnet in block.resnets:
-                x = resnet(x)
+                x = layers.run(self.remat, resnet, x)
             if block.upsamplers:
                 x = block.upsamplers[0].conv(layers.upsample_nearest(x))
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))

@@ -1,0 +1,326 @@
+"""The training loop: what it computes, and that no step is lost, repeated or different after an accident."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from jax.sharding import PartitionSpec as P
+
+import tiny
+import tiny_run
+from unavglip_jax import assets, params, sharding
+from unavglip_jax.config import InputError
+from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
+from unavglip_jax.models.unet import UNet, UNetConfig
+from unavglip_jax.training import export, loop, settings, watch
+from unavglip_jax.training import step as steps
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a pack, a data set and a run of four steps that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("training")
+    run(tiny_run.write_settings(folder))
+    return folder
+
+
+def run(path, *changes):
+    loop.train(settings.read(path, ("mesh.data=1", "mesh.fsdp=4", *changes)))
+
+
+def losses(folder) -> dict[int, float]:
+    lines = watch.read(folder / "log.jsonl")
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def same(ours: dict, others: dict, tolerance=1e-5):
+    assert ours.keys() == others.keys()
+    np.testing.assert_allclose([*ours.values()], [others[k] for k in ours], rtol=tolerance)
+
+
+# ---- what a step computes ----------------------------------------------------------------------------
+
+
+def test_the_rules_cover_every_parameter_at_full_size():
+    config = UNetConfig(lora_rank=128, identity="tokens")
+    _, shapes = params.abstract(UNet, config)
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), sharding.AXES)
+    placed = sharding.place(mesh, shapes)
+    whole = lambda name: placed[name].spec == P() or not any(placed[name].spec)
+    left = [k for k, v in shapes.items() if v.size > 1e5 and whole(k)]
+    assert all("_lora/" in k or "_ip/" in k for k in left)
+    share = lambda k: np.prod([{None: 1, "fsdp": 2, "tensor": 2}[axis] for axis in placed[k].spec])
+    held = sum(v.size / share(k) for k, v in shapes.items())
+    assert held < 0.5 * params.count(shapes)
+
+    adapter, _ = params.split("/processor/", shapes)
+    _, perceiver = params.abstract(Perceiver, PerceiverConfig())
+    assert round((params.count(adapter) + params.count(perceiver)) / 1e6, 1) == 46.5
+
+
+def test_a_mesh_must_make_up_the_devices():
+    assert sharding.make_mesh(sharding.MeshConfig(fsdp=2)).shape["data"] == 2
+    for axes in ({"fsdp": 3}, {"data": 3}, {"data": 0}, {"fsdp": 0}):
+        with pytest.raises(InputError, match="does not make up 4 devices"):
+            sharding.make_mesh(sharding.MeshConfig(**axes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("mesh.data=2", "mesh.fsdp=2"),
+        ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"),
+        ("mesh.data=1", "mesh.fsdp=1", "mesh.tensor=4", "accumulate=2"),
+        ("remat=true",),
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_losses_do_not_depend_on_how_they_are_computed(base, tmp_path, changes):
+    run(base / "train.yaml", f"output={tmp_path}", "checkpoint_every=100", *changes)
+    same(losses(tmp_path), losses(base / "run"))
+
+
+def test_only_what_is_trained_changes(base):
+    found = settings.read(base / "train.yaml")
+    mesh = sharding.make_mesh(found.mesh)
+    _, description = loop.open_data_set(found.data.path, "train")
+    objective = loop.build(found, description)
+    train, adversary, rest, frozen = steps.split(objective)
+    assert not adversary and not rest
+    assert all(re.search("^perceiver/|/processor/", name) for name in train)
+    assert all(v.dtype == np.float32 for v in train.values())
+    assert train.keys().isdisjoint(frozen) and len(train) + len(frozen) == len(objective.weights)
+    state, _ = steps.initial(objective, found, mesh)
+    moments = jax.tree.leaves(state.optimizer)
+    assert len(moments) <= 2 * len(train) + 3  # nothing is kept for frozen weights
+
+
+# ---- going on ----------------------------------------------------------------------------------------
+
+
+def start(path, *changes, **environment) -> subprocess.Popen:
+    """The command, in a process of its own with four devices."""
+    flags = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        **environment,
+    }
+    command = [sys.executable, "train.py", "--config", str(path), "mesh.data=1", "mesh.fsdp=4"]
+    return subprocess.Popen(
+        [*command, *changes], cwd=ROOT, env=os.environ | flags, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+LONG = ("steps=40", "optimizer.schedule=constant", "checkpoint_every=3")
+
+
+def test_killed_and_started_again_it_is_the_same_run(base, tmp_path):
+    """SIGKILL somewhere behind the first checkpoint, SIGTERM somewhere later, and once more to the end."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(base / "train.yaml", f"output={whole}", *LONG)
+    path, changes = base / "train.yaml", (f"output={broken}", *LONG)
+    reached = lambda step: max(losses(broken), default=0) >= step
+
+    process = start(path, *changes)
+    wait_for(lambda: (broken / "checkpoints/3").is_dir() and reached(7), process)
+    process.kill()
+    process.communicate()
+    killed = max(losses(broken))
+    assert killed < 40
+
+    process = start(path, *changes)
+    wait_for(lambda: reached(killed + 3), process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    asked = max(losses(broken))
+    assert (broken / f"checkpoints/{asked}").is_dir()
+
+    # The rest in another arrangement of the devices.
+    run(path, *changes, "mesh.data=4", "mesh.fsdp=1")
+    same(losses(broken), losses(whole))
+    kept = sorted(int(p.name) for p in (broken / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [36, 39, 40]
+    header, *rows = (broken / "curves.csv").read_text().splitlines()
+    assert "train/loss" in header and len(rows) == 40
+    assert (broken / "curves.png").stat().st_size > 10_000
+
+
+def test_two_processes_are_one(base, tmp_path):
+    coordinator = {"UNAVGLIP_COORDINATOR": "127.0.0.1:34761", "UNAVGLIP_NUM_PROCESSES": "2"}
+    both = [
+        start(
+            base / "train.yaml", f"output={tmp_path}", "steps=6", "checkpoint_every=4",
+            "optimizer.schedule=constant", "mesh.data=2", "mesh.fsdp=2",
+            **coordinator, UNAVGLIP_PROCESS_ID=str(i), JAX_NUM_CPU_DEVICES="2",
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        for process in both:
+            assert process.wait(timeout=300) == 0, process.communicate()[1][-3000:]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    alone = tmp_path / "alone"
+    run(base / "train.yaml", f"output={alone}", "steps=6", "optimizer.schedule=constant")
+    same(losses(tmp_path), losses(alone))
+    # Another number of processes goes on from there.
+    shutil.rmtree(tmp_path / "checkpoints/6")
+    run(base / "train.yaml", f"output={tmp_path}", "steps=6", "optimizer.schedule=constant")
+    same(losses(tmp_path), losses(alone))
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_the_one_before(base, tmp_path):
+    shutil.copytree(base / "run", tmp_path / "run")
+    path, output = base / "train.yaml", f"output={tmp_path}/run"
+    newest = tmp_path / "run/checkpoints/4"
+    for file in (newest / "train").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"checkpoints/4 is damaged .*go on from step 2"):
+        run(path, output, "steps=6")
+    shutil.rmtree(newest)
+    run(path, output)
+    same(losses(tmp_path / "run"), losses(base / "run"))
+
+
+def test_it_goes_on_only_with_what_it_began_with(base, tmp_path):
+    path, output = base / "train.yaml", f"output={base}/run"
+    with pytest.raises(InputError, match="another output"):
+        run(path, output, "steps=9", "data.batch_size=8")
+    with pytest.raises(InputError, match="other networks"):
+        run(path, output, "steps=9", "objective.networks.adapter.lora_rank=3")
+    with pytest.raises(InputError, match="other seed"):
+        run(path, output, "steps=9", "seed=1")
+
+
+def test_what_is_not_a_number_stops_the_run_and_is_kept(base, tmp_path):
+    shutil.copytree(base / "run", tmp_path / "run")
+    path, output = base / "train.yaml", tmp_path / "run"
+    with pytest.raises(InputError, match=r"step 5: the loss is .*lower optimizer.learning_rate"):
+        run(path, f"output={output}", "steps=8", "objective.losses.pixel=1.0e39", "log_every=100")
+    [dump] = output.glob("bad_batch_5_*.npz")
+    assert np.load(dump)["target"].shape == (4, 1, tiny.SIZE, tiny.SIZE, 3)
+    kept = sorted(int(p.name) for p in (output / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [2, 4]
+
+
+# ---- bad configurations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("speed=1", "speed"),
+        ("steps=many", "steps"),
+        ("data.batch_size=0", r"data.batch_size"),
+        ("steps", "write it as"),
+        ("mesh.fsdp=3", "does not make up 4 devices"),
+        ("data.batch_size=6", "choose a multiple of 4"),
+        ("accumulate=3", "choose a multiple of 12"),
+        ("data.path=nowhere", "nowhere is not a data set"),
+        ("objective.pack=nowhere", "nowhere is not a pack"),
+        ("objective.losses.sync=1", "needs samples of 5 frames"),
+        ("objective.losses.perceptual=1", "has no vgg19, which losses.perceptual needs"),
+        ("objective.losses.colour=1", "colour"),
+        ("objective.kind=wav2lip_syncnet", "sees 5 frames"),
+        ("objective.kind=gan", "objective.kind"),
+        ("objective.networks={perceiver: {}}", "leave one out"),
+        ("data.sample.frames=40", "preprocess the videos again for longer clips"),
+    ],
+)
+def test_a_bad_configuration_is_one_sentence(base, change, message):
+    with pytest.raises(InputError, match=message) as error:
+        run(base / "train.yaml", f"output={base}/never", change)
+    assert "\n" not in str(error.value)
+    assert not (base / "never").exists()
+
+
+def test_a_data_set_of_another_crop_rule_is_refused(base, tmp_path):
+    shutil.copytree(base / "pack", tmp_path / "pack")
+    description = tmp_path / "pack/pack.yaml"
+    description.write_text(
+        description.read_text().replace("crop: musetalk_v10", "crop: musetalk_v15")
+    )
+    with pytest.raises(InputError, match="crop rule musetalk_v10, and the pack has musetalk_v15"):
+        run(base / "train.yaml", f"objective.pack={tmp_path}/pack")
+
+
+def test_the_command_says_it_in_one_line(base):
+    process = start(base / "train.yaml", "mesh.fsdp=3")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error.strip().splitlines()[-1].startswith("error: mesh: data=")
+
+
+def test_files_can_include_others(tmp_path):
+    (tmp_path / "a.yaml").write_text("steps: 5\nmesh: {fsdp: 2, data: 1}\noutput: here\n")
+    objective = {"objective": {"kind": "vae", "pack": "p"}, "data": {"path": "d"}}
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump({"include": "a.yaml", "steps": 7, **objective}))
+    found = settings.read(tmp_path / "b.yaml", ["mesh.data=3", "optimizer.betas=[0.5, 0.9]"])
+    assert (found.steps, found.mesh.fsdp, found.mesh.data) == (7, 2, 3)
+    assert found.optimizer.betas == (0.5, 0.9)
+
+
+def test_the_configurations_in_the_repository_are_valid():
+    for path in sorted((ROOT / "configs/train").glob("*.yaml")):
+        settings.read(path)
+
+
+# ---- what comes out ----------------------------------------------------------------------------------
+
+
+def test_dry_run_says_what_a_step_takes(base, capsys):
+    loop.train(settings.read(base / "train.yaml", ["mesh.fsdp=4"]), dry_run=True)
+    printed = capsys.readouterr().out
+    for part in ("trained", "frozen", "perceiver", "MiB", "FLOPs of a step"):
+        assert part in printed
+
+
+def test_a_checkpoint_becomes_a_pack(base, tmp_path):
+    pack = export.export(base / "run", tmp_path / "pack")
+    assert pack.components.keys() == assets.read_pack(base / "pack").components.keys()
+    config, weights = assets.load_generator(tmp_path / "pack")
+    _, before = assets.load_generator(base / "pack")
+    assert config.identity == "tokens" and config.time_embedding
+    changed = {k for k in weights if not np.array_equal(weights[k], before[k])}
+    assert changed and all("/processor/" in k for k in changed)
+    _, perceiver = assets.load_component(tmp_path / "pack", "perceiver")
+    assert perceiver.keys() == assets.load_component(base / "pack", "perceiver")[1].keys()
+    with pytest.raises(InputError, match="exists"):
+        export.export(base / "run", tmp_path / "pack")
+    with pytest.raises(InputError, match=r"no checkpoint of step 3; it has 2, 4"):
+        export.export(base / "run", tmp_path / "other", step=3)
+
+
+def test_log_lines_are_json_and_have_what_is_watched(base):
+    line = json.loads((base / "run/log.jsonl").read_text().splitlines()[-1])
+    wanted = ("loss", "pixel", "gradient_norm", "learning_rate", "step_seconds", "data_wait")
+    assert all(f"train/{name}" in line for name in wanted)
+    assert list((base / "run/tensorboard").glob("events*"))

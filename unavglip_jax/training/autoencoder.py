@@ -1,0 +1,90 @@
+"""Training an auto-encoder of faces, for packs of one's own."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from unavglip_jax.config import InputError
+from unavglip_jax.training import adversary, losses
+from unavglip_jax.training.dubbing import EXPERTS, images
+from unavglip_jax.training.objective import Batch, Models, Objective, load, named
+from unavglip_jax.training.settings import Settings
+
+TERMS = ("pixel", "pixel_lower_half", "pixel_mouth", "gradient", "pyramid", "lpips")
+
+
+def build(settings: Settings) -> Objective:
+    """The objective of the kind "vae": reconstruction, and a little Kullback-Leibler divergence.
+
+    Raises:
+      InputError: a term is wanted that an auto-encoder does not have, or a network is missing.
+    """
+    weight = settings.objective.losses
+    others = [k for k, v in weight if v and k not in (*TERMS, "adversarial", "matching")]
+    if others:
+        raise InputError(f"losses.{others[0]} is not a term of an auto-encoder; set it to 0")
+    networks, weights = {}, {}
+    networks["vae"], weights["vae"] = load(
+        settings, "vae", "training an auto-encoder", trained=True, remat=settings.remat
+    )
+    for name in {expert for term, expert in EXPERTS.items() if getattr(weight, term)}:
+        networks[name], weights[name] = load(settings, name, "a loss")
+    if adversary.wanted(weight):
+        networks["discriminator"], weights["discriminator"] = adversary.new(settings)
+    return Objective(
+        networks=networks,
+        weights=named(**weights),
+        trainable=r"^vae/",
+        sample=settings.data.sample.replace(fields=("target", "landmarks")),
+        loss=lambda *given: loss(settings, *given),
+        judge=adversary.judge if adversary.wanted(weight) else None,
+        evaluate=evaluate,
+        makes=("vae",),
+    )
+
+
+def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Array):
+    """The weighted terms of a reconstruction from a sample of the posterior."""
+    weight, vae = settings.objective.losses, models["vae"]
+    target = images(batch["target"])
+    landmarks, size = batch["landmarks"].reshape(-1, 68, 2), target.shape[1:3]
+    mean, logvar = vae.moments(target)
+    drawn = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
+    prediction = vae.decode(drawn * vae.config.scaling_factor)
+    terms, shown = {}, None
+    terms["pixel"] = lambda: losses.pixel_l1(prediction, target)
+    terms["pixel_lower_half"] = lambda: losses.pixel_l1(
+        prediction, target, losses.lower_half(*size)
+    )
+    terms["pixel_mouth"] = lambda: losses.pixel_l1(
+        prediction, target, losses.mouth_weight(landmarks, size)
+    )
+    terms["gradient"] = lambda: losses.gradient_l1(prediction, target)
+    terms["pyramid"] = lambda: losses.perceptual_pyramid(models["vgg19"], prediction, target)
+    terms["lpips"] = lambda: models["lpips"](prediction, target).mean()
+    if adversary.wanted(weight):
+        side = settings.objective.adversary.size
+        crop = lambda x: losses.mouth_crops(x, landmarks, (side, side))
+        shown = crop(target), crop(prediction)
+        terms |= adversary.terms(models, shown, step >= settings.objective.adversary.start)
+    values = {name: term() for name, term in terms.items() if getattr(weight, name)}
+    total = sum(getattr(weight, name) * value for name, value in values.items())
+    values["kl"] = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+    values["latent_deviation"] = mean.std()
+    return total + settings.objective.kl * values["kl"], values, shown
+
+
+def evaluate(models: Models, batch: Batch):
+    """Peak signal-to-noise ratio of reconstructions, for the whole crop and the mouth."""
+    target, vae = images(batch["target"]), models["vae"]
+    prediction = jnp.clip(vae.decode(vae.encode(target)), -1, 1)
+    count, size = batch["target"].shape[1], target.shape[1:3]
+    mouth = losses.mouth_weight(batch["landmarks"].reshape(-1, 68, 2), size)
+    square = ((prediction - target) / 2) ** 2
+
+    def psnr(weight):
+        error = (square * weight).sum(axis=(1, 2, 3)) / (3 * weight.sum(axis=(1, 2, 3)))
+        return (-10 * jnp.log10(jnp.maximum(error, 1e-10))).reshape(-1, count).mean(axis=1)
+
+    metrics = {"psnr": psnr(jnp.ones_like(mouth)), "psnr_mouth": psnr(mouth)}
+    return metrics, {"target": target[::count], "prediction": prediction[::count]}

@@ -1,0 +1,65 @@
+"""Training a small face embedder, for packs of one's own."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from unavglip_jax.models.layers import l2_normalize
+from unavglip_jax.training import losses
+from unavglip_jax.training.dubbing import images
+from unavglip_jax.training.objective import Batch, Models, Objective, key_of, load, named
+from unavglip_jax.training.settings import Settings
+
+
+def build(settings: Settings, people: int) -> Objective:
+    """The objective of the kind "identity": whose face it is, with ArcFace's margin (arXiv 1801.07698).
+
+    Args:
+      settings: of the run.
+      people: how many there are to tell apart; every source of the data set counts as one.
+    """
+    config, weights = load(settings, "identity", "training an embedder", trained=True)
+    shape = (people, config.embedding)
+    directions = 0.01 * jax.random.normal(key_of(settings, "directions"), shape)
+    return Objective(
+        networks={"identity": config},
+        weights=named(identity=weights) | {"directions/kernel": directions},
+        trainable=r"^identity/|^directions/",
+        sample=settings.data.sample.replace(fields=("target", "landmarks", "label")),
+        loss=loss,
+        judge=None,
+        evaluate=evaluate,
+        makes=("identity",),
+    )
+
+
+def embeddings(models: Models, batch: Batch) -> Array:
+    """A row for each frame of each clip."""
+    faces = losses.warp_faces(images(batch["target"]), batch["landmarks"].reshape(-1, 68, 2))
+    return models["identity"](faces)
+
+
+def loss(models: Models, batch: Batch, step: Array, key: Array):
+    """ArcFace's over the people of the training split."""
+    del step, key
+    found, labels = embeddings(models, batch), batch["label"].repeat(batch["target"].shape[1])
+    # With ArcFace's scale of 64 a new network does not move; 16 is for few people.
+    value = losses.arcface_margin(found, models["directions"]["kernel"], labels, scale=16.0)
+    cosines = l2_normalize(found) @ l2_normalize(models["directions"]["kernel"]).T
+    return value, {"accuracy": jnp.mean(cosines.argmax(axis=1) == labels)}, None
+
+
+def evaluate(models: Models, batch: Batch):
+    """Whether the nearest other clip shows the same person, by the clips' mean embeddings."""
+    count = batch["target"].shape[1]
+    found = l2_normalize(l2_normalize(embeddings(models, batch)).reshape(-1, count, -1).mean(1))
+    others = jnp.where(jnp.eye(len(found), dtype=bool), -2.0, found @ found.T)
+    same = batch["label"][:, None] == batch["label"]
+    same = same & ~jnp.eye(len(found), dtype=bool)
+    mean = lambda mask: jnp.where(mask, others, 0).sum(1) / jnp.maximum(mask.sum(1), 1)
+    metrics = {
+        "nearest": jnp.take_along_axis(same, others.argmax(1)[:, None], axis=1)[:, 0] * 1.0,
+        "cosine_same": mean(same),
+        "cosine_other": mean(~same & (others > -2)),
+    }
+    return metrics, {}
