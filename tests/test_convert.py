@@ -22,6 +22,7 @@ from unavglip_jax.config import InputError
 from unavglip_jax.convert import musetalk, parity, unavglip
 from unavglip_jax.convert.formats import read_as
 from unavglip_jax.convert.state_dict import ConversionError, place, read, to_torch
+from unavglip_jax.models.iresnet import IResNet, IResNetConfig
 from unavglip_jax.models.unet import UNet
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
 
@@ -307,6 +308,19 @@ def test_a_failed_write_leaves_nothing(pack, tmp_path, monkeypatch):
         assets.add_components(pack, {"lpips": (config, weights, "x", "y")})
     assert not list(tmp_path.iterdir())
     assert sorted(pack.iterdir()) == before
+
+
+def test_an_added_embedder_is_the_packs_own(tmp_path):
+    config, key = (
+        IResNetConfig(blocks=(1, 1, 1, 1), widths=(4, 4, 4, 4)),
+        jax.random.key(0, impl="rbg"),
+    )
+    network = (config, params.init(IResNet, config, key), "x", "y")
+    fields = {"system": "musetalk", "audio_front_end": "v10", "crop": "musetalk_v10"}
+    assets.write_pack(tmp_path / "pack", fields | {"mask": "lower_half"}, {})
+    assert assets.read_pack(tmp_path / "pack").identity is None
+    assets.add_components(tmp_path / "pack", {"identity": network})
+    assert assets.read_pack(tmp_path / "pack").identity.embedder == "identity"
 
 
 def test_a_damaged_pack_is_refused(pack, tmp_path):

@@ -206,6 +206,8 @@ def write_pack(folder: str | Path, description: Mapping, networks: Mapping[str, 
 def add_components(folder: str | Path, networks: Mapping[str, tuple]) -> Pack:
     """Adds networks to a pack; `networks` as in `write_pack`.
 
+    A face embedder becomes the pack's own, if it has not been used with another.
+
     Raises:
       InputError: a component of that name is there.
     """
@@ -220,6 +222,9 @@ def add_components(folder: str | Path, networks: Mapping[str, tuple]) -> Pack:
         for name, network in networks.items():
             written[name] = write_component(folder, name, *network)
         pack = pack.replace(components=pack.components | written)
+        if "identity" in networks and pack.identity is None:
+            own = IdentityEmbedding(embedder="identity", normalisation="unit")
+            pack = pack.replace(identity=own)
         write_description(folder, pack)
     except BaseException:
         for component in written.values():
