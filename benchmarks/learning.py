@@ -174,7 +174,7 @@ def ablation(settings: Settings, console: Console) -> None:
     clips, description = open_data_set(settings.data.path, "validation")
     objective = loop.build(settings, description)
     state, frozen = steps.initial(objective, settings, mesh)
-    with checkpoint.manager(settings.output / "checkpoints", None) as manager:
+    with checkpoint.manager(settings.output / "checkpoints", None, steps.State._fields) as manager:
         state = steps.State(**checkpoint.restore(manager, manager.latest_step(), state._asdict()))
 
     @jax.jit

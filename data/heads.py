@@ -43,8 +43,8 @@ SKINS = (
     (186, 133, 98),
     (156, 106, 76),
     (124, 81, 58),
-    (96, 62, 46),
-    (74, 48, 38),
+    (102, 67, 50),
+    (86, 57, 45),
 )
 HAIR_COLOURS = (
     (28, 24, 24),
@@ -333,7 +333,8 @@ def random_head(rng: np.random.Generator) -> Head:
     hair = np.array(choice(colours)) * real(0.85, 1.15)
     if age > 0.7 and chance(0.6):
         hair = np.array(choice(GREYS)) * real(0.9, 1.1)
-    elif chance(0.04):
+    natural_hair = hair
+    if chance(0.04):
         hair = random_colour(rng, 0.6)
     cut = choice(FEMININE_CUTS if feminine else MASCULINE_CUTS)
     if cut == "afro" and darkness < 0.3 and chance(0.7):
@@ -342,7 +343,7 @@ def random_head(rng: np.random.Generator) -> Head:
     chin = real(0.75, 0.82) if feminine else real(0.79, 0.87)
     nose = real(0.31, 0.36)
     made_up = feminine and chance(0.55)
-    natural = skin * np.array([0.82, 0.60, 0.62]) + np.array([14, 4, 10])
+    natural = (1 - 0.12 * darkness) * skin * np.array([0.82, 0.60, 0.62]) + np.array([14, 4, 10])
     painted = np.array(
         choice(((176, 44, 58), (198, 84, 90), (150, 54, 76), (208, 110, 100), (120, 36, 48)))
     )
@@ -400,8 +401,8 @@ def random_head(rng: np.random.Generator) -> Head:
         volume=real(0.8, 1.25),
         parting=choice((-1, 1)),
         beard=beard,
-        beard_colour=colour(hair * real(0.85, 1.05)),
-        beard_density=real(0.6, 1),
+        beard_colour=colour(natural_hair * real(0.85, 1.05)),
+        beard_density=real(0.4, 0.72),
         brow_colour=colour(np.minimum(hair * real(0.6, 0.9), skin * 0.62)),
         glasses=choice(GLASSES[1:]) if chance(0.24) else "none",
         frame=colour(choice(((34, 30, 32), (82, 50, 34), (140, 142, 148), (52, 58, 84)))),
@@ -1105,7 +1106,7 @@ def beard_shape(head: Head, canvas: Canvas) -> tuple[Map, float]:
     )
     upper, lower, jaw = (canvas.mask(m, 0.012) for m in (moustache, goatee, whole))
     if head.beard == "moustache":
-        return upper, 0.0
+        return 0.85 * upper, 0.0
     if head.beard == "goatee":
         return 0.8 * np.maximum(upper, lower), 0.02
     if head.beard == "stubble":
@@ -1128,7 +1129,7 @@ def draw_beard(head: Head, canvas: Canvas, noise: Noise, tone: Image) -> None:
     """Hair on the skin, as albedo."""
     if head.beard == "none":
         return
-    where, _ = beard_shape(head, canvas)
+    where, off = beard_shape(head, canvas)
     # sparser around the lips
     where = where * (1 - 0.75 * canvas.bump(0, head.mouth + 0.02, head.mouth_width * 1.15, 0.11))
     fibre = strands(canvas, noise)
@@ -1141,9 +1142,11 @@ def draw_beard(head: Head, canvas: Canvas, noise: Noise, tone: Image) -> None:
             ink * 0.8 + np.array(head.skin) * 0.12,
         )
         return
-    cover = np.clip(
-        where * 1.3 * head.beard_density + 0.16 * fibre * where * (1.2 - where), 0, 0.95
-    )
+    if off > 0.015:  # longer ones are denser towards the jaw, where they stand off
+        jaw = step(head.chin - 0.24, head.chin - 0.02, canvas.y + 0.5 * np.abs(canvas.x))
+        where = where * (1 + (0.85 / head.beard_density - 1.3) / 1.3 * jaw)
+    dense = where * 1.3 * head.beard_density
+    cover = np.clip(dense + 0.16 * fibre * where * (1.2 - where), 0, 0.95)
     clumps = noise.smooth(5, 9)
     shades = (
         ink * (0.90 + 0.15 * fibre + 0.10 * clumps)[..., None]
@@ -1181,7 +1184,7 @@ def whiskers(head: Head, canvas: Canvas, noise: Noise, image: Image, alpha: Map)
         0.06, 0.6, canvas.blur(1 - alpha, 0.028)
     )  # blends into the beard on the jaw
     lay(image, over, ink)
-    return np.maximum(alpha, beyond * np.clip(head.beard_density * 1.2, 0, 1))
+    return np.maximum(alpha, beyond * np.clip(head.beard_density * 1.7, 0, 1))
 
 
 def layer(canvas: Canvas, image: Image, alpha: Map) -> UInt8[np.ndarray, "C C 4"]:

@@ -4,7 +4,7 @@ A checkpoint holds groups of arrays (an orbax item each, so that a user of the a
 those) and the run's configuration. Frozen weights are not in it; the configuration names their digests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,20 @@ Groups = Mapping[str, Any]  # name -> tree of arrays
 
 
 @contextmanager
-def manager(folder: str | Path, keep: int | None):
-    """A checkpoint manager; leaving the block waits for a save under way. `None` keeps all."""
-    # Orbax's own interval is not used: the loop says when.
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, create=True
-    )
-    with ocp.CheckpointManager(Path(folder).absolute(), options=options) as opened:
+def manager(folder: str | Path, keep: int | None, groups: Iterable[str]):
+    """A checkpoint manager; leaving the block waits for a save under way.
+
+    Args:
+      folder: of the checkpoints.
+      keep: how many, the newest; None for all.
+      groups: their names.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    # Orbax must know what each item is before it says what is in one.
+    handlers = {name: ocp.StandardCheckpointHandler() for name in groups}
+    handlers["config"] = ocp.JsonCheckpointHandler()
+    folder = Path(folder).absolute()
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as opened:
         yield opened
 
 

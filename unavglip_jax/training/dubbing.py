@@ -67,8 +67,13 @@ def adapter(settings: Settings):
     folder, dtype = settings.objective.pack, settings.dtype
     changes = {"dtype": dtype, "param_dtype": dtype, "remat": settings.remat}
     config, weights = assets.load_generator(folder, **changes)
+    described = settings.objective.networks.get("adapter")
+    if described is not None and config.identity != "none":
+        raise InputError(
+            f"objective.networks describes an adapter, and {folder} has one; leave one out"
+        )
     if config.identity == "none":
-        described = settings.objective.networks.get("adapter", {"lora_rank": 128})
+        described = described or {"lora_rank": 128}
         config = config.replace(identity="tokens", **described)
         key = key_of(settings, "adapter")
         new = params.init(assets.network_of("unet")[0], config, key, only="/processor/")

@@ -12,6 +12,7 @@ from unavglip_jax.config import InputError, validate
 from unavglip_jax.params import Params
 from unavglip_jax.training.objective import part
 from unavglip_jax.training.settings import Settings
+from unavglip_jax.training.step import State
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
     folder = Path(run) / "checkpoints"
     if not folder.is_dir():
         raise InputError(f"{run} is not the folder of a run: it has no checkpoints")
-    with checkpoint.manager(folder, keep=None) as manager:
+    with checkpoint.manager(folder, None, State._fields) as manager:
         steps = manager.all_steps()
         if not steps or (step is not None and step not in steps):
             has = ", ".join(map(str, sorted(steps))) or "none"

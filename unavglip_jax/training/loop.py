@@ -40,7 +40,8 @@ def train(settings: Settings, dry_run: bool = False) -> None:
     signature = signature_of(settings, objective)
     validate = make_validation(settings, objective, mesh)
 
-    with checkpoint.manager(settings.output / "checkpoints", settings.keep) as manager:
+    folder, groups = settings.output / "checkpoints", steps.State._fields
+    with checkpoint.manager(folder, settings.keep, groups) as manager:
         start = manager.latest_step() or 0
         if start:
             check_signature(checkpoint.read_config(manager, start), signature, settings)

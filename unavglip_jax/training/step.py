@@ -170,7 +170,7 @@ def make_update(objective: Objective, settings: Settings, mesh: Mesh) -> Callabl
             numbers = jnp.arange(settings.accumulate)
             rest, out = jax.lax.scan(one, rest, (numbers, parts))
             grads, against, metrics = jax.tree.map(lambda x: x.mean(axis=0), out)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = schedule(settings.optimizer, settings.steps)(state.step)
         updates, optimizing = own.update(grads, state.optimizer, state.train)
         train = optax.apply_updates(state.train, updates)
