@@ -45,6 +45,8 @@ from unavglip_jax.media import audio, video
 
 AHEAD = 16  # decoded frames that wait for the device, and dubbed ones for the encoder
 CACHED_REFERENCES = 64  # crops
+# Of the mesh's 468 points those that are looked at again; all of them are much for a long video.
+KEPT = np.unique([*blending.OUTLINES, *(i for group in identity.FIVE[468] for i in group)])
 SHEET = (3, 4)  # rows and columns of a contact sheet
 
 
@@ -52,7 +54,7 @@ class Faces(NamedTuple):
     """What was found in every frame of the source; a row each.
 
     Attributes:
-      points: x and y of the mesh in pixels, NaN where there is no face.
+      points: x and y of the mesh's points `KEPT` in pixels, NaN where there is no face (see `mesh_of`).
       landmarks: iBUG's 68 points, likewise.
       boxes: the crop boxes, None where the frame passes through.
       sources: the frame whose box and points each frame takes; itself, or one before a short gap.
@@ -61,7 +63,7 @@ class Faces(NamedTuple):
       several: frames in which more than one face was counted.
     """
 
-    points: Float[np.ndarray, "F 468 2"]
+    points: Float[np.ndarray, "F K 2"]
     landmarks: Float[np.ndarray, "F 68 2"]
     boxes: list[Box | None]
     sources: Int[np.ndarray, " F"]
@@ -164,14 +166,11 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
         choice = identity.Likeness(embed, embedding_of(reference, embed, task.face_like))
         options["least_similarity"] = 0.2  # strangers are near 0
     tracker = Tracker(*face_networks(), choice, **options)
-    points = np.full((used, 468, 2), np.nan, np.float32)
+    points = np.full((used, len(KEPT), 2), np.nan, np.float32)
+    landmarks = np.full((used, 68, 2), np.nan, np.float32)
     looks = np.full((used, len(identity.Look._fields)), np.nan)
-    cuts, jumps, last, several = (
-        [],
-        [],
-        None,
-        0,
-    )  # jumps: the face was found anew, elsewhere perhaps
+    cuts, jumps = [], []  # jumps: the face was found anew, elsewhere perhaps
+    last, several = None, 0
     frames = video.read_frames(picture, 0, used)
     with closing(background(clock.each("decode", frames), AHEAD)) as frames:
         for i, frame in enumerate(frames):
@@ -183,8 +182,9 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
             last = found
             several += (found.faces or 0) > 1
             if found.mesh is not None:
-                points[i] = found.mesh.points[:, :2]
-                looks[i] = identity.look(frame, points[i])
+                mesh = found.mesh.points[:, :2]
+                points[i], landmarks[i] = mesh[KEPT], ibug68(mesh)
+                looks[i] = identity.look(frame, mesh)
             progress.advance(bar)
     seen = np.isfinite(points[:, 0, 0])
     if not seen.any():
@@ -192,9 +192,6 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
             f"{picture.path} shows no face in any of its {used} frames; use a video whose face is "
             "upright and at least 20 pixels wide"
         )
-    landmarks = np.full((used, 68, 2), np.nan, np.float32)
-    for i in np.flatnonzero(seen):
-        landmarks[i] = ibug68(points[i])
     size, rule = (picture.height, picture.width), RULES[generator.pack.crop]
     boxes = clip_boxes(
         landmarks, size, rule, picture.fps,
@@ -206,6 +203,13 @@ def analyse(task, settings, generator, picture, used, clock, progress) -> Faces:
     per = "shot" if task.reference == "shot" else "frame"
     references = reference_frames(landmarks, mode, per, cuts)
     return Faces(points, landmarks, boxes, sources, references, looks, several)
+
+
+def mesh_of(kept: Float[np.ndarray, "K 2"]) -> Float[np.ndarray, "468 2"]:
+    """The mesh with the points that were kept; the others are zero."""
+    mesh = np.zeros((468, 2), np.float32)
+    mesh[KEPT] = kept
+    return mesh
 
 
 def face_networks() -> tuple[Path, Path]:
@@ -220,7 +224,7 @@ def ready_crops(picture: video.Picture, used: int, size: int, search: bool) -> F
             f"{picture.path} holds images of {picture.width}x{picture.height}; crops for this pack are "
             f"{size}x{size}"
         )
-    points = np.full((used, 468, 2), np.nan, np.float32)
+    points = np.full((used, len(KEPT), 2), np.nan, np.float32)
     looks = np.full((used, len(identity.Look._fields)), np.nan)
     if search:
         tracker, border = Tracker(*face_networks()), size // 2
@@ -228,8 +232,8 @@ def ready_crops(picture: video.Picture, used: int, size: int, search: bool) -> F
             # The detector expects something around a face.
             wide = cv2.copyMakeBorder(frame, *[border] * 4, cv2.BORDER_REPLICATE)
             if (mesh := tracker(wide).mesh) is not None:
-                points[i] = mesh.points[:, :2] - border
-                looks[i] = identity.look(frame, points[i])
+                mesh = mesh.points[:, :2] - border
+                points[i], looks[i] = mesh[KEPT], identity.look(frame, mesh)
         if not np.isfinite(looks).any():
             raise InputError(
                 f"no face was found in the crops of {picture.path}; give the person's embeddings as "
@@ -275,7 +279,7 @@ def know_person(
     embed, aligned = embedder(settings, generator), {}
     for i in sorted(set(chosen.tolist())):
         frame = next(video.read_frames(picture, i, i + 1))
-        aligned[i] = identity.align(frame, faces.points[i])
+        aligned[i] = identity.align(frame, mesh_of(faces.points[i]))
     pictures = np.stack([aligned[i] for i in chosen])
     embeddings = clock.call("embed identity", identity.embedded, embed, pictures, unit)
     return generators.with_identity(generator, embeddings), chosen.tolist()
@@ -351,7 +355,7 @@ def prepare(numbered, faces, windows, picture, settings, pack, clock) -> Iterato
             return Frame(None, Shot(frame, None, None))
         own = crop(frame, box, size)
         shown = reference(int(faces.references[source]), source, own)
-        points, mask, hidden = faces.points[source], None, lower
+        points, mask, hidden = mesh_of(faces.points[source]), None, lower
         wanted = settings.blend == "mesh" or pack.mask == "mouth_and_jaw"
         if wanted and np.isfinite(points).all():
             mask = blending.mesh_mask(points, box, frame.shape[:2], pack.mask)

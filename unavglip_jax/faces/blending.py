@@ -36,6 +36,7 @@ CHIN = [18, 83, 313, 182, 406, 194, 418, 201, 421, 200, 199, 175, 208, 428, 32, 
 NOSE = [6, 197, 195, 5, 4, 1, 19, 2, 97, 326, 98, 327, 129, 358, 64, 294, 48, 278, 49, 279]
 UNDER_NOSE = [98, 97, 2, 326, 327]
 FOREHEAD, CHIN_TIP = 10, 152
+OUTLINES = FACE + JAW + LIPS + CHIN + NOSE + UNDER_NOSE  # all that `mesh_mask` looks at
 
 GRID = 128  # rows and columns at which a mesh mask is computed before it is scaled to the box
 
