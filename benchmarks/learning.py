@@ -28,6 +28,7 @@ from unavglip_jax.training import step as steps
 from unavglip_jax.training.settings import Settings
 
 SIZE = 64  # side of the crops
+AUDIO_FACTORS = [[2, 1], [2, 2], [2, 2], [1, 1], [2, 2], [2, 2], [2, 3]]  # StableSyncNet's
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ RUNS = {
         },
         "data": {"batch_size": 4, "sample": {"frames": 2}},
         "optimizer": {"learning_rate": 1e-3, "warmup": 100},
-        "steps": 3000,
+        "steps": 1200,
     },
     "identity": {
         "objective": {
@@ -73,11 +74,29 @@ RUNS = {
         "optimizer": {"learning_rate": 1e-3, "warmup": 50},
         "steps": 600,
     },
-    "wav2lip_syncnet": {
-        "objective": {"networks": {"wav2lip_syncnet": {}}},
-        "data": {"batch_size": 16, "sample": {"frames": 5}},
-        "optimizer": {"learning_rate": 3e-4, "warmup": 100, "weight_decay": 0.0},
-        "steps": 4000,
+    "stable_syncnet": {
+        "objective": {
+            "networks": {
+                "stable_syncnet": {
+                    "audio_encoder": {
+                        "in_channels": 1,
+                        "size": [80, 52],
+                        "block_out_channels": [16, 32, 32, 64, 64, 128, 256],
+                        "downsample_factors": AUDIO_FACTORS,
+                    },
+                    "visual_encoder": {
+                        "in_channels": 48,
+                        "size": [32, 64],
+                        "block_out_channels": [32, 32, 64, 64, 128, 256],
+                        "downsample_factors": [[1, 2], *[[2, 2]] * 5],
+                    },
+                    "norm_num_groups": 8,
+                }
+            }
+        },
+        "data": {"batch_size": 16, "sample": {"frames": 16}},
+        "optimizer": {"learning_rate": 5e-4, "warmup": 100, "weight_decay": 0.0},
+        "steps": 2500,
     },
     "musetalk_v10": {
         "objective": {
@@ -95,7 +114,7 @@ RUNS = {
         },
         "data": {"batch_size": 16, "sample": {"frames": 1}},
         "optimizer": {"learning_rate": 1e-3, "warmup": 100},
-        "steps": 3000,
+        "steps": 1200,
     },
     "unavglip": {
         "objective": {
@@ -107,7 +126,7 @@ RUNS = {
         },
         "data": {"batch_size": 16, "sample": {"frames": 1, "identity_dropout": 0.1}},
         "optimizer": {"learning_rate": 1e-3, "warmup": 100},
-        "steps": 3000,
+        "steps": 1200,
     },
 }
 
@@ -265,9 +284,9 @@ def main(options: Options) -> None:
     plain = prepared(options, pack, "plain", identities=0)
     if reached("data"):
         return
-    if options.only == "wav2lip_syncnet":
-        trained(options, "wav2lip_syncnet", pack, plain, "expert")
-        return course(folder / "runs/wav2lip_syncnet", console)
+    if options.only == "stable_syncnet":
+        trained(options, "stable_syncnet", pack, plain, "expert")
+        return course(folder / "runs/stable_syncnet", console)
     pack = trained(options, "vae", pack, plain, "vae")
     if reached("vae"):
         return

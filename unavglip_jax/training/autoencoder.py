@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from unavglip_jax.config import InputError
+from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.training import adversary, losses
 from unavglip_jax.training.dubbing import EXPERTS, images
 from unavglip_jax.training.objective import Batch, Models, Objective, load, named
@@ -35,12 +36,17 @@ def build(settings: Settings) -> Objective:
         networks=networks,
         weights=named(**weights),
         trainable=r"^vae/",
-        sample=settings.data.sample.replace(fields=("target", "landmarks")),
+        sample=sample(settings),
         loss=lambda *given: loss(settings, *given),
         judge=adversary.judge if adversary.wanted(weight) else None,
         evaluate=evaluate,
         makes=("vae",),
     )
+
+
+def sample(settings: Settings) -> SampleOptions:
+    """What the samples hold."""
+    return settings.data.sample.replace(fields=("target", "landmarks"))
 
 
 def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Array):

@@ -6,10 +6,11 @@ from jaxtyping import Array, Float
 
 from unavglip_jax import assets, params
 from unavglip_jax.config import InputError
+from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.models.layers import audio_positions, l2_normalize
 from unavglip_jax.models.unet import fold_timestep, init_identity
 from unavglip_jax.training import adversary, losses
-from unavglip_jax.training.objective import Batch, Models, Objective, key_of, load, named
+from unavglip_jax.training.objective import Batch, Models, Objective, found, key_of, load, named
 from unavglip_jax.training.settings import Settings
 
 EXPERTS = {  # losses -> network that they need
@@ -28,14 +29,15 @@ def build(settings: Settings) -> Objective:
     Raises:
       InputError: the pack lacks a network that is needed.
     """
-    wanted = settings.objective
-    adapts, weight = wanted.kind == "unavglip", wanted.losses
-    unet_config, unet = adapter(settings) if adapts else whole_unet(settings)
-    vae_config, vae = load(settings, "vae", "training a generator", remat=settings.remat)
-    networks, weights = {"unet": unet_config, "vae": vae_config}, {"unet": unet, "vae": vae}
+    adapts, weight = settings.objective.kind == "unavglip", settings.objective.losses
     needed = {expert: f"losses.{k}" for k, expert in EXPERTS.items() if getattr(weight, k)}
     if weight.sync:
         needed[sync_expert(settings)] = "losses.sync"
+    for name, why in needed.items():
+        found(settings, name, why)  # before the large ones are loaded
+    unet_config, unet = adapter(settings) if adapts else whole_unet(settings)
+    vae_config, vae = load(settings, "vae", "training a generator", remat=settings.remat)
+    networks, weights = {"unet": unet_config, "vae": vae_config}, {"unet": unet, "vae": vae}
     for name, why in needed.items():
         networks[name], weights[name] = load(settings, name, why)
     if adapts:
@@ -46,20 +48,25 @@ def build(settings: Settings) -> Objective:
     if adversary.wanted(weight):
         networks["discriminator"], weights["discriminator"] = adversary.new(settings)
 
-    sample = settings.data.sample
-    fields = ["target", "reference", "hidden", "landmarks", "windows"]
-    fields += ["identity"] if adapts or weight.identity else []
-    fields += ["mel"] if weight.sync else []
     return Objective(
         networks=networks,
         weights=named(**weights),
         trainable=r"^perceiver/|^unet/.*/processor/" if adapts else r"^unet/",
-        sample=sample.replace(fields=tuple(fields)),
+        sample=sample(settings),
         loss=lambda *given: loss(settings, *given),
         judge=adversary.judge if adversary.wanted(weight) else None,
         evaluate=lambda *given: evaluate(settings, *given),
         makes=("adapter", "perceiver") if adapts else ("unet",),
     )
+
+
+def sample(settings: Settings) -> SampleOptions:
+    """What the samples hold."""
+    kind, weight = settings.objective.kind, settings.objective.losses
+    fields = ["target", "reference", "hidden", "landmarks", "windows"]
+    fields += ["identity"] if kind == "unavglip" or weight.identity else []
+    fields += ["mel"] if weight.sync else []
+    return settings.data.sample.replace(fields=tuple(fields))
 
 
 def adapter(settings: Settings):
@@ -205,8 +212,8 @@ def evaluate(settings: Settings, models: Models, batch: Batch):
         metrics[f"{name}l1_hidden"] = within(off, hidden.astype(jnp.float32))
         metrics[f"{name}l1_mouth"] = within(off, mouth)
         if "identity" in models:
-            found = l2_normalize(models["identity"](losses.warp_faces(finished, landmarks)))
-            metrics[f"{name}identity"] = by_clip((found * l2_normalize(persons(batch))).sum(-1))
+            who = l2_normalize(models["identity"](losses.warp_faces(finished, landmarks)))
+            metrics[f"{name}identity"] = by_clip((who * l2_normalize(persons(batch))).sum(-1))
         if "wav2lip_syncnet" in models and "mel" in batch:
             clips = finished.reshape(*batch["target"].shape[:2], *size, 3)
             mel = batch["mel"].swapaxes(1, 2)[..., None]

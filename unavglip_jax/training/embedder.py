@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.models.layers import l2_normalize
 from unavglip_jax.training import losses
 from unavglip_jax.training.dubbing import images
@@ -25,12 +26,17 @@ def build(settings: Settings, people: int) -> Objective:
         networks={"identity": config},
         weights=named(identity=weights) | {"directions/kernel": directions},
         trainable=r"^identity/|^directions/",
-        sample=settings.data.sample.replace(fields=("target", "landmarks", "label")),
+        sample=sample(settings),
         loss=loss,
         judge=None,
         evaluate=evaluate,
         makes=("identity",),
     )
+
+
+def sample(settings: Settings) -> SampleOptions:
+    """What the samples hold."""
+    return settings.data.sample.replace(fields=("target", "landmarks", "label"))
 
 
 def embeddings(models: Models, batch: Batch) -> Array:

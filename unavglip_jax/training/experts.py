@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unavglip_jax.config import InputError
+from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.training import losses
 from unavglip_jax.training.dubbing import images
 from unavglip_jax.training.objective import Batch, Models, Objective, load, named
@@ -18,22 +19,25 @@ def build(settings: Settings) -> Objective:
     Raises:
       InputError: the samples have another number of frames than the expert sees.
     """
-    kind, sample = settings.objective.kind, settings.data.sample
-    if sample.frames != FRAMES[kind]:
-        raise InputError(
-            f"data.sample.frames is {sample.frames}; a {kind} sees {FRAMES[kind]} frames"
-        )
+    kind, frames = settings.objective.kind, settings.data.sample.frames
+    if frames != FRAMES[kind]:
+        raise InputError(f"data.sample.frames is {frames}; a {kind} sees {FRAMES[kind]} frames")
     config, weights = load(settings, kind, f"training a {kind}", trained=True)
     return Objective(
         networks={kind: config},
         weights=named(**{kind: weights}),
         trainable=f"^{kind}/",
-        sample=sample.replace(fields=("target", "mel", "mel_wrong")),
+        sample=sample(settings),
         loss=loss,
         judge=None,
         evaluate=evaluate,
         makes=(kind,),
     )
+
+
+def sample(settings: Settings) -> SampleOptions:
+    """What the samples hold."""
+    return settings.data.sample.replace(fields=("target", "mel", "mel_wrong"))
 
 
 def cosines(models: Models, batch: Batch) -> Float[Array, "B 2"]:

@@ -90,18 +90,21 @@ def build(settings: Settings, description: Description) -> Objective:
     Raises:
       InputError: the pack does not have what it needs, or the data set does not fit the pack.
     """
-    kind = settings.objective.kind
-    if kind in ("unavglip", "musetalk_v10"):
-        objective = dubbing.build(settings)
-    elif kind in experts.FRAMES:
-        objective = experts.build(settings)
-    elif kind == "vae":
-        objective = autoencoder.build(settings)
-    else:
-        objective = embedder.build(settings, len(description.sources["train"]))
-    pack = assets.read_pack(settings.objective.pack)
-    pipeline.check(description, pack, objective.sample.fields)
-    return objective
+    module = {
+        "unavglip": dubbing,
+        "musetalk_v10": dubbing,
+        "wav2lip_syncnet": experts,
+        "stable_syncnet": experts,
+        "vae": autoencoder,
+        "identity": embedder,
+    }[settings.objective.kind]
+    # Before anything is loaded or compiled.
+    sample, pack = module.sample(settings), assets.read_pack(settings.objective.pack)
+    pipeline.check_fields(description, sample)
+    pipeline.check(description, pack, sample.fields)
+    if module is embedder:
+        return module.build(settings, len(description.sources["train"]))
+    return module.build(settings)
 
 
 def check_batch(settings: Settings, mesh: jax.sharding.Mesh) -> None:

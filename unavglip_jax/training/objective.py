@@ -57,25 +57,33 @@ def load(
     Raises:
       InputError: there is no such network.
     """
-    wanted, pack = settings.objective, assets.read_pack(settings.objective.pack)
+    wanted = settings.objective
     changes |= {
         "dtype": settings.dtype,
         "param_dtype": "float32" if trained else settings.dtype,
     }
-    if name in pack.components:
+    if found(settings, name, why, trained):
+        return assets.load_component(wanted.pack, name, **changes)
+    network, kind = assets.network_of(name)
+    config = validate(kind, wanted.networks[name] | changes, f"objective.networks.{name}")
+    return config, params.init(network, config, key_of(settings, name))
+
+
+def found(settings: Settings, name: str, why: str, trained: bool = False) -> bool:
+    """Whether the pack has a network; if not, it is described. Arguments and errors as `load`'s."""
+    wanted = settings.objective
+    if name in assets.read_pack(wanted.pack).components:
         if name in wanted.networks:
             raise InputError(
                 f"objective.networks describes a {name}, and {wanted.pack} has one; leave one out"
             )
-        return assets.load_component(wanted.pack, name, **changes)
+        return True
     if name not in wanted.networks:
         raise InputError(
             f"{wanted.pack} has no {name}, which {why} needs; add one with `unavglip convert add`"
             + (f", or describe a new one as objective.networks.{name}" if trained else "")
         )
-    network, kind = assets.network_of(name)
-    config = validate(kind, wanted.networks[name] | changes, f"objective.networks.{name}")
-    return config, params.init(network, config, key_of(settings, name))
+    return False
 
 
 def key_of(settings: Settings, name: str) -> Array:
