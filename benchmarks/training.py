@@ -5,7 +5,8 @@
 
 Both train UnAvgLip's adapter (LoRA and identity keys and values) over a frozen UNet and a frozen VAE, with
 2 L1 on the lower half of the decoded image and L1 on the latents, and AdamW. The PyTorch side is diffusers'
-modules under autocast, with `torch.compile` if asked for. Data is made up and stays on the device.
+modules with the same weights, under autocast, with `torch.compile` if asked for. Data is made up and stays on
+the device.
 """
 
 import time
@@ -17,15 +18,15 @@ import jax
 import numpy as np
 import torch
 import tyro
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
-from torch.nn.functional import scaled_dot_product_attention
 
 from unavglip_jax import assets, params, sharding
 from unavglip_jax.data.pipeline import SampleOptions
+from unavglip_jax.evaluation import torch_networks
+from unavglip_jax.models.layers import audio_positions
 from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
-from unavglip_jax.models.unet import UNet, UNetConfig
+from unavglip_jax.models.unet import UNet, UNetConfig, init_identity
 from unavglip_jax.models.vae import VAE, VAEConfig
 from unavglip_jax.training import dubbing, settings, watch
 from unavglip_jax.training import step as steps
@@ -66,12 +67,16 @@ def shapes(full: bool) -> tuple[UNetConfig, VAEConfig, PerceiverConfig, int]:
 def write_pack(folder: Path, full: bool) -> Path:
     """A pack of untrained networks."""
     unet, vae, perceiver, size = shapes(full)
-    key = jax.random.key(0, impl="rbg")
-    made = {"unet": (UNet, unet), "vae": (VAE, vae), "perceiver": (Perceiver, perceiver)}
-    networks = {
-        name: (config, params.init(network, config, key), "untrained", "none")
-        for name, (network, config) in made.items()
+    new = lambda *network: params.init(*network, jax.random.key(0, impl="rbg"))
+    adapted = unet.replace(lora_rank=128, identity="tokens")
+    adapter, base = params.split("/processor/", init_identity(new(UNet, adapted)))
+    made = {
+        "unet": (unet, base),
+        "adapter": (adapted, adapter),
+        "vae": (vae, new(VAE, vae)),
+        "perceiver": (perceiver, new(Perceiver, perceiver)),
     }
+    networks = {name: (*network, "untrained", "none") for name, network in made.items()}
     description = {
         "system": "musetalk", "audio_front_end": "v10", "crop": "musetalk_v10", "mask": "lower_half",
         "image_size": size, "identity": {"embedder": "buffalo_l", "normalisation": "unit"},
@@ -128,89 +133,25 @@ def ours(options: Options, pack: Path, batch) -> tuple[float, float, float, floa
 # ---- PyTorch -----------------------------------------------------------------------------------------
 
 
-class Lora(torch.nn.Module):
-    """x -> up(down(x))."""
-
-    def __init__(self, inputs: int, outputs: int, rank: int = 128):
-        super().__init__()
-        self.down = torch.nn.Linear(inputs, rank, bias=False)
-        self.up = torch.nn.Linear(rank, outputs, bias=False)
-        torch.nn.init.normal_(self.down.weight, std=1 / rank)
-        torch.nn.init.zeros_(self.up.weight)
-
-    def forward(self, x):
-        return self.up(self.down(x))
-
-
-class Processor(torch.nn.Module):
-    """LoRA on the four projections and, in cross-attention, the identity tokens beside the audio."""
-
-    def __init__(self, attention, cross: bool):
-        super().__init__()
-        features, context = attention.to_q.out_features, attention.to_k.in_features
-        self.query, self.out = Lora(features, features), Lora(features, features)
-        self.key, self.value = Lora(context, features), Lora(context, features)
-        if cross:
-            self.identity_key = torch.nn.Linear(context, features, bias=False)
-            self.identity_value = torch.nn.Linear(context, features, bias=False)
-
-    def __call__(self, attention, hidden_states, encoder_hidden_states=None, **_):
-        heads = lambda x: x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        context, tokens = hidden_states, None
-        if encoder_hidden_states is not None:
-            context, tokens = encoder_hidden_states[:, :-4], encoder_hidden_states[:, -4:]
-        query = heads(attention.to_q(hidden_states) + self.query(hidden_states))
-        key = heads(attention.to_k(context) + self.key(context))
-        value = heads(attention.to_v(context) + self.value(context))
-        out = scaled_dot_product_attention(query, key, value)
-        if tokens is not None:
-            key, value = heads(self.identity_key(tokens)), heads(self.identity_value(tokens))
-            out = out + scaled_dot_product_attention(query, key, value)
-        out = out.transpose(1, 2).flatten(2)
-        return attention.to_out[0](out) + self.out(out)
-
-
-def theirs(options: Options, batch) -> tuple[float, float, float | None]:
+def theirs(options: Options, pack: Path, batch) -> tuple[float, float, float | None]:
     """Seconds a step, the last loss, and the peak of memory in GiB."""
-    config, vae_config, perceiver_config, _ = shapes(options.full)
-    unet = UNet2DConditionModel(
-        in_channels=config.in_channels,
-        block_out_channels=config.block_out_channels,
-        cross_attention_dim=config.cross_attention_dim,
-        attention_head_dim=config.heads,
-        norm_num_groups=config.norm_num_groups,
+    (_, unet), (vae_config, vae), (_, perceiver) = (
+        torch_networks.load(pack, name) for name in ("unet", "vae", "perceiver")
     )
-    count = len(vae_config.block_out_channels)
-    vae = AutoencoderKL(
-        block_out_channels=vae_config.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * count,
-        up_block_types=("UpDecoderBlock2D",) * count,
-        layers_per_block=vae_config.layers_per_block,
-        norm_num_groups=vae_config.norm_num_groups,
-    )
-    # As large as our Perceiver, and far smaller than the rest of the step.
-    width = perceiver_config.dim
-    layers = [torch.nn.Linear(512, 4 * width), torch.nn.GELU(), torch.nn.Linear(4 * width, width)]
-    perceiver = torch.nn.Sequential(*layers)
     dtype = getattr(torch, options.dtype)
-    unet.requires_grad_(False).to(DEVICE, dtype)
-    vae.requires_grad_(False).to(DEVICE, dtype)
-    processors = {
-        name: Processor(unet.get_submodule(name.removesuffix(".processor")), "attn2" in name)
-        for name in unet.attn_processors
-    }
-    unet.set_attn_processor(processors)
-    trained = torch.nn.ModuleList([*processors.values(), perceiver]).to(DEVICE, torch.float32)
+    unet.to(DEVICE, dtype), vae.to(DEVICE, dtype), perceiver.to(DEVICE)
+    trained = torch.nn.ModuleList([*unet.attn_processors.values(), perceiver]).float()
+    trained.requires_grad_(True)
     if options.remat:
-        unet.enable_gradient_checkpointing()
-        vae.enable_gradient_checkpointing()
-        vae.decoder.train()
+        unet.train().enable_gradient_checkpointing()
+        vae.train().enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4)
     tensor = lambda x: torch.tensor(x).to(DEVICE)
     image = lambda x: tensor(x[:, 0]).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
     target, reference = image(batch["target"]), image(batch["reference"])
     masked = image(np.where(batch["hidden"][..., None], 0, batch["target"]).astype(np.uint8))
     windows, people = tensor(batch["windows"][:, 0]).to(dtype), tensor(batch["identity"])
+    windows = windows + tensor(np.array(audio_positions(*windows.shape[1:]))).to(dtype)
     half, scale = target.shape[2] // 2, vae_config.scaling_factor
 
     def loss_of(target, masked, reference, windows, people):
@@ -239,7 +180,7 @@ def theirs(options: Options, batch) -> tuple[float, float, float | None]:
     wait()
     seconds = (time.perf_counter() - began) / options.rounds
     held = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
-    return seconds, float(loss), held
+    return seconds, loss.item(), held
 
 
 def main(options: Options) -> None:
@@ -251,7 +192,7 @@ def main(options: Options) -> None:
             options, shapes(options.full)[3], shapes(options.full)[0].cross_attention_dim
         )
         seconds, flops, loss, held = ours(options, pack, batch)
-    torch_seconds, torch_loss, torch_held = theirs(options, batch)
+        torch_seconds, torch_loss, torch_held = theirs(options, pack, batch)
     how = "compiled" if options.compile else "eager"
     title = (
         f"adapter step, {options.batch_size} frames, {options.dtype}, {device.device_kind}; "
@@ -266,7 +207,7 @@ def main(options: Options) -> None:
         mfu = lambda s: f"{flops / s / peak:.1%}"
         table.add_row("MFU", mfu(seconds), mfu(torch_seconds))
     table.add_row("peak memory (GiB)", gib(held), gib(torch_held))
-    table.add_row("loss after all steps", f"{loss:.3f}", f"{torch_loss:.3f}")
+    table.add_row("loss after all steps", f"{loss:.6f}", f"{torch_loss:.6f}")
     Console(width=110).print(table)
 
 
