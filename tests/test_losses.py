@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from jax.test_util import check_grads
+from skimage.metrics import peak_signal_noise_ratio
 from test_perceptual import published, torch_vgg
 from test_syncnets import TINY as TINY_SYNCNET
 from test_syncnets import random_weights
@@ -71,6 +72,16 @@ def face_landmarks(height, width, side, count=2):
 
 
 # ---- pixels and latents ------------------------------------------------------------------------------
+
+
+def test_psnr():
+    a, b = uniform(2, 20, 24, 3), uniform(2, 20, 24, 3, seed=1)
+    weight = np.zeros((2, 20, 24, 1), np.float32)
+    weight[:, 5:15, 3:20] = 1
+    part = np.s_[:, 5:15, 3:20]
+    wanted = [peak_signal_noise_ratio(*pair, data_range=2) for pair in zip(b[part], a[part])]
+    np.testing.assert_allclose(losses.psnr(a, b, weight), wanted, rtol=1e-5)
+    np.testing.assert_allclose(losses.psnr(a, a, weight), 100)
 
 
 def test_pixel_l1_is_the_mean_of_what_the_weights_choose():

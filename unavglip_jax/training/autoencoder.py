@@ -86,11 +86,6 @@ def evaluate(models: Models, batch: Batch):
     prediction = jnp.clip(vae.decode(vae.encode(target)), -1, 1)
     count, size = batch["target"].shape[1], target.shape[1:3]
     mouth = losses.mouth_weight(batch["landmarks"].reshape(-1, 68, 2), size)
-    square = ((prediction - target) / 2) ** 2
-
-    def psnr(weight):
-        error = (square * weight).sum(axis=(1, 2, 3)) / (3 * weight.sum(axis=(1, 2, 3)))
-        return (-10 * jnp.log10(jnp.maximum(error, 1e-10))).reshape(-1, count).mean(axis=1)
-
+    psnr = lambda weight: losses.psnr(prediction, target, weight).reshape(-1, count).mean(axis=1)
     metrics = {"psnr": psnr(jnp.ones_like(mouth)), "psnr_mouth": psnr(mouth)}
     return metrics, {"target": target[::count], "prediction": prediction[::count]}

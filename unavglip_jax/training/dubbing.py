@@ -209,8 +209,9 @@ def evaluate(settings: Settings, models: Models, batch: Batch):
         prediction = jnp.clip(predict(models, batch, *scales)[0], -1, 1)
         finished = jnp.where(hidden, prediction, target)
         off = jnp.abs(finished - target)
-        metrics[f"{name}l1_hidden"] = within(off, hidden.astype(jnp.float32))
-        metrics[f"{name}l1_mouth"] = within(off, mouth)
+        for part, weight in {"hidden": hidden.astype(jnp.float32), "mouth": mouth}.items():
+            metrics[f"{name}l1_{part}"] = within(off, weight)
+            metrics[f"{name}psnr_{part}"] = by_clip(losses.psnr(finished, target, weight))
         if "identity" in models:
             who = l2_normalize(models["identity"](losses.warp_faces(finished, landmarks)))
             metrics[f"{name}identity"] = by_clip((who * l2_normalize(persons(batch))).sum(-1))
