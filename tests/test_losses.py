@@ -79,7 +79,9 @@ def test_psnr():
     weight = np.zeros((2, 20, 24, 1), np.float32)
     weight[:, 5:15, 3:20] = 1
     part = np.s_[:, 5:15, 3:20]
-    wanted = [peak_signal_noise_ratio(*pair, data_range=2) for pair in zip(b[part], a[part])]
+    wanted = [
+        peak_signal_noise_ratio(*pair, data_range=2) for pair in zip(b[part], a[part], strict=True)
+    ]
     np.testing.assert_allclose(losses.psnr(a, b, weight), wanted, rtol=1e-5)
     np.testing.assert_allclose(losses.psnr(a, a, weight), 100)
 
