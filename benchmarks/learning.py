@@ -198,7 +198,7 @@ def ablation(settings: Settings, console: Console) -> None:
 
     @jax.jit
     def evaluate(batch):
-        models = steps.bind(objective, state.ema | state.rest | frozen, training=False)
+        models = steps.bind(objective, steps.averaged(state, frozen), training=False)
         return objective.evaluate(models, batch)[0]
 
     changes = {

@@ -11,6 +11,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -195,6 +196,66 @@ def torch_updates(pack, found, batches):
     return losses, {name: p.detach().numpy() for name, p in trained.items()}
 
 
+SYNCNET = {
+    "audio_encoder": {
+        "in_channels": 1, "size": [80, 52], "block_out_channels": [4, 4, 8], "attention_levels": [],
+        "downsample_factors": [[5, 4], [4, 4], [4, 4]],
+    },
+    "visual_encoder": {
+        "in_channels": 48, "size": [16, 32], "block_out_channels": [4, 4, 8], "attention_levels": [],
+        "downsample_factors": [[2, 2], [2, 4], [4, 4]],
+    },
+    "norm_num_groups": 2,
+}  # fmt: skip
+ADVERSARY = {"start": 1, "size": 53, "optimizer": {"learning_rate": 1e-3}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "frames", "measured"),
+    [
+        ("identity", {}, 2, "nearest"),
+        ("stable_syncnet", {"networks": {"stable_syncnet": SYNCNET}}, 16, "accuracy"),
+        (
+            "musetalk_v10",
+            {"losses": {"pixel": 1, "adversarial": 0.1, "matching": 0.1}, "adversary": ADVERSARY},
+            1,
+            "psnr_mouth",
+        ),
+        pytest.param("vae", {"losses": {"pixel_mouth": 1}}, 2, "psnr_mouth", marks=FULL),
+        pytest.param(
+            "wav2lip_syncnet", {"networks": {"wav2lip_syncnet": {}}}, 5, "ordered", marks=FULL
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_every_kind_trains_and_becomes_a_pack(base, tmp_path, kind, objective, frames, measured):
+    shutil.copytree(base / "pack", tmp_path / "pack")
+    pack = assets.read_pack(tmp_path / "pack")
+    if kind == "musetalk_v10":  # an adapter would not fit another UNet
+        kept = {name: pack.components[name] for name in pack.components.keys() - {"adapter"}}
+        assets.write_description(tmp_path / "pack", pack.replace(components=kept))
+    values = yaml.safe_load((base / "train.yaml").read_text())
+    values["objective"] = {"kind": kind, "pack": str(tmp_path / "pack"), **objective}
+    values["data"] |= {"sample": {"frames": frames}}
+    values |= {"output": str(tmp_path / "run"), "validate_every": 2, "steps": 2}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    run(tmp_path / "train.yaml")
+    lines = watch.read(tmp_path / "run/log.jsonl")
+    [found] = [line[f"validation/{measured}"] for line in lines if "validation/" in str(line)]
+    assert np.isfinite(found)
+    pictures = cv2.imread(str(tmp_path / "run/validation/0000002.png"))
+    assert (pictures is None) == (kind in ("identity", "stable_syncnet", "wav2lip_syncnet"))
+
+    export.export(tmp_path / "run", tmp_path / "result")
+    name = "unet" if kind == "musetalk_v10" else kind
+    config, weights = assets.load_component(tmp_path / "result", name)
+    assert all(np.isfinite(value).all() for value in weights.values())
+    if name in pack.components:
+        before, old = assets.load_component(base / "pack", name)
+        assert config == before and weights.keys() == old.keys()
+        assert any(not np.array_equal(weights[k], old[k]) for k in weights)
+
+
 # ---- going on ----------------------------------------------------------------------------------------
 
 
@@ -352,6 +413,7 @@ def test_what_is_not_a_number_stops_the_run_and_is_kept(base, tmp_path):
         ("objective.losses.colour=1", "colour"),
         ("objective.kind=wav2lip_syncnet", "sees 5 frames"),
         ("objective.kind=gan", "objective.kind"),
+        ("objective.adversary.size=52", "objective.adversary.size"),
         ("objective.networks={perceiver: {}}", "leave one out"),
         ("data.sample.frames=40", "preprocess the videos again for longer clips"),
     ],

@@ -57,8 +57,8 @@ def loss(models: Models, batch: Batch, step: Array, key: Array):
 
 def evaluate(models: Models, batch: Batch):
     """Whether the nearest other clip shows the same person, by the clips' mean embeddings."""
-    count = batch["target"].shape[1]
-    found = l2_normalize(l2_normalize(embeddings(models, batch)).reshape(-1, count, -1).mean(1))
+    by_clip = lambda rows: rows.reshape(*batch["target"].shape[:2], -1)
+    found = l2_normalize(by_clip(l2_normalize(embeddings(models, batch))).mean(axis=1))
     others = jnp.where(jnp.eye(len(found), dtype=bool), -2.0, found @ found.T)
     same = batch["label"][:, None] == batch["label"]
     same = same & ~jnp.eye(len(found), dtype=bool)

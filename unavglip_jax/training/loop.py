@@ -218,7 +218,7 @@ def make_validation(
     whole = sharding.replicated(mesh)
 
     def evaluate(state, frozen, batch):
-        models = steps.bind(objective, state.ema | state.rest | frozen, training=False)
+        models = steps.bind(objective, steps.averaged(state, frozen), training=False)
         metrics, pictures = objective.evaluate(models, batch)
         valid = batch["valid"].astype(np.float32)
         return {k: (v * valid).sum() for k, v in metrics.items()}, valid.sum(), pictures

@@ -77,12 +77,12 @@ class Adversary(Config):
 
     Attributes:
       start: the step at which the term begins.
-      size: side, in pixels, of the mouths that it sees.
+      size: side, in pixels, of the mouths that it sees; from fewer than 53 no patch would be left.
       optimizer: its own.
     """
 
     start: pydantic.NonNegativeInt = 1000
-    size: Positive = 64
+    size: Annotated[int, pydantic.Field(ge=53)] = 64
     optimizer: Optimizer = Optimizer(learning_rate=5e-6, betas=(0.5, 0.999))
 
 

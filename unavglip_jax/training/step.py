@@ -115,6 +115,12 @@ def bind(objective: Objective, weights: Mapping[str, Array], training: bool) -> 
     return models
 
 
+def averaged(state: State, frozen: Params) -> Params:
+    """The weights that are validated: averaged ones, and none of the discriminator's."""
+    _, statistics = params.split(VECTORS, state.rest)
+    return state.ema | statistics | frozen
+
+
 def make_update(objective: Objective, settings: Settings, mesh: Mesh) -> Callable:
     """`update(state, frozen, batch)` -> the next state and metrics. The state is given away."""
     own, others = optimizers(settings)
