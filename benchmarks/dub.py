@@ -24,15 +24,13 @@ import numpy as np
 import skimage.data
 import torch
 import tyro
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
-from torch.nn.functional import scaled_dot_product_attention
 
 from unavglip_jax import assets, params
-from unavglip_jax.convert.state_dict import to_torch
 from unavglip_jax.dubbing import dub, generator, hearing
 from unavglip_jax.dubbing.tasks import Settings, Task
+from unavglip_jax.evaluation import torch_networks
 from unavglip_jax.faces import blending, identity
 from unavglip_jax.faces.crop import Box, crop
 from unavglip_jax.faces.tracking import Tracker
@@ -40,7 +38,7 @@ from unavglip_jax.media import audio, video
 from unavglip_jax.models.iresnet import IResNet, IResNetConfig
 from unavglip_jax.models.layers import audio_positions
 from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
-from unavglip_jax.models.unet import UNet, UNetConfig
+from unavglip_jax.models.unet import UNet, UNetConfig, merge_lora
 from unavglip_jax.models.vae import VAE, VAEConfig
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
 
@@ -111,66 +109,23 @@ def clip(folder: Path, seconds: float, size: int) -> tuple[Path, Path]:
     return picture, sound
 
 
-class IdentityProcessor:
-    """Attention to the audio and, apart from it, to the keys and values of the identity tokens."""
-
-    def __init__(self, key, value, guide_scale: float):
-        self.key, self.value, self.guide_scale = key, value, guide_scale
-
-    def __call__(self, attention, hidden_states, encoder_hidden_states=None, **_):
-        heads = lambda x: x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = heads(attention.to_q(hidden_states))
-        key, value = heads(attention.to_k(context)), heads(attention.to_v(context))
-        out = scaled_dot_product_attention(query, key, value)
-        if self.key is not None:
-            key, value = (x.expand(len(query), -1, -1) for x in (self.key, self.value))
-            out = out + self.guide_scale * scaled_dot_product_attention(
-                query, heads(key), heads(value)
-            )
-        return attention.to_out[0](out.transpose(1, 2).flatten(2))
+def torch_generator(pack: Path, dtype: torch.dtype, **options):
+    """The UNet and the VAE of a pack as diffusers modules, LoRA merged; options as `unet`'s."""
+    config, weights = assets.load_generator(pack)
+    weights, config = merge_lora(weights, config)
+    unet = torch_networks.build("unet", config, weights, **options)
+    _, vae = torch_networks.load(pack, "vae")
+    return unet.to(DEVICE, dtype), vae.to(DEVICE, dtype)
 
 
-def torch_networks(made: generator.Generator, dtype: torch.dtype, guide_scale: float):
-    """The UNet and the VAE of a pack as diffusers modules, LoRA merged and identity cached."""
-    config, vae_config = made.unet.config, made.vae.config
-    unet = UNet2DConditionModel(
-        in_channels=config.in_channels,
-        block_out_channels=config.block_out_channels,
-        cross_attention_dim=config.cross_attention_dim,
-        attention_head_dim=config.heads,
-        norm_num_groups=config.norm_num_groups,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=vae_config.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(vae_config.block_out_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(vae_config.block_out_channels),
-        layers_per_block=vae_config.layers_per_block,
-        norm_num_groups=vae_config.norm_num_groups,
-    )
-    as_torch = lambda w: {
-        k: torch.tensor(np.asarray(v, np.float32)) for k, v in to_torch(w).items()
-    }
-    weights = as_torch(made.unet.weights)
-    cached = {k: weights.pop(k) for k in list(weights) if ".processor.identity_" in k}
-    # The folded time branch is in the biases; diffusers' own is made to add nothing.
-    state = {k: torch.zeros_like(v) for k, v in unet.state_dict().items() if "time_emb" in k}
-    unet.load_state_dict(state | weights)
-    vae.load_state_dict(as_torch(made.vae.weights))
-    to = lambda x: x.to(DEVICE, dtype)
-    unet, vae = to(unet.eval().requires_grad_(False)), to(vae.eval().requires_grad_(False))
-    processors = {}
-    for name in unet.attn_processors:
-        parts = [cached.get(f"{name}.identity_{kind}") for kind in ("key", "value")]
-        parts = [None if part is None else to(part) for part in parts]
-        processors[name] = IdentityProcessor(*parts, guide_scale)
-    unet.set_attn_processor(processors)
-    return unet, vae
+def torch_loop(made, settings, report, tokens, features, task: Task, output: Path) -> float:
+    """Seconds that the published way of dubbing takes, with PyTorch's networks.
 
-
-def torch_loop(made, report, features, task: Task, output: Path, batch_size: int, dtype) -> float:
-    """Seconds that the published way of dubbing takes, with PyTorch's networks."""
-    unet, vae = torch_networks(made, dtype, task.guide_scale)
+    `tokens` are the identity's (1, M, D), with M = 0 for systems without one.
+    """
+    dtype, batch_size = getattr(torch, settings.dtype), settings.batch_size
+    options = {"tokens": tokens.shape[1], "guide_scale": task.guide_scale}
+    unet, vae = torch_generator(settings.pack, dtype, **options)
     picture, size = video.describe(task.video_path), made.pack.image_size
     front_end = made.pack.audio_front_end
     indices = audio.window_indices(report["frames"], picture.fps, len(features), front_end)
@@ -193,7 +148,8 @@ def torch_loop(made, report, features, task: Task, output: Path, batch_size: int
             encode = lambda x: vae.encode(image(x)).latent_dist.mode() * scale
             latents = torch.cat([encode(masked), encode(part)], dim=1)
             window = audio.gather_windows(features, indices[first : first + len(part)]) + positions
-            out = unet(latents, 0, torch.tensor(window).to(DEVICE, dtype)).sample
+            context = np.concatenate([window, tokens.repeat(len(window), axis=0)], axis=1)
+            out = unet(latents, 0, torch.tensor(context).to(DEVICE, dtype)).sample
             pixels = (vae.decode(out / scale).sample / 2 + 0.5).clamp(0, 1) * 255
             for i, face in enumerate(
                 pixels.round().permute(0, 2, 3, 1).byte().cpu().numpy(), first
@@ -252,13 +208,12 @@ def main(options: Options) -> None:
         seconds = time.perf_counter() - start
 
         features = hearing.encode(made.hearing, video.read_audio(sound))
-        personal = made
+        tokens = np.zeros((1, 0, features.shape[2]), np.float32)
         if made.perceiver is not None:
-            personal = generator.with_identity(made, embeddings(made, report, settings))
-        arguments = (report, features, task, folder / "torch.mp4", options.batch_size)
-        dtype = getattr(torch, options.dtype)
-        torch_loop(personal, *arguments, dtype)
-        torch_seconds = torch_loop(personal, *arguments, dtype)
+            tokens = np.asarray(made.perceiver(embeddings(made, report, settings)[None]))
+        arguments = (settings, report, tokens, features, task, folder / "torch.mp4")
+        torch_loop(made, *arguments)
+        torch_seconds = torch_loop(made, *arguments)
 
         versions = (
             f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}"

@@ -27,16 +27,13 @@ import jax
 import jax.numpy as jnp
 import torch
 import tyro
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import WhisperConfig as TorchWhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from unavglip_jax import params as P
 from unavglip_jax.dubbing.generator import compiler_options
+from unavglip_jax.evaluation import torch_networks
 from unavglip_jax.models.unet import UNet, UNetConfig, cache_identity, fold_timestep, merge_lora
 from unavglip_jax.models.vae import VAE, VAEConfig
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
@@ -176,67 +173,6 @@ def jax_network(name: Name) -> JaxNetwork:
 # ---- the same networks in PyTorch --------------------------------------------------------------------
 
 
-class AdapterProcessor(nn.Module):
-    """LoRA on the four projections and, in cross-attention, the last tokens attended to on their own."""
-
-    def __init__(self, features: int, context: int | None, rank: int = 128):
-        super().__init__()
-        lora = lambda width: nn.Sequential(
-            nn.Linear(width, rank, bias=False), nn.Linear(rank, features, bias=False)
-        )
-        self.query, self.out = lora(features), lora(features)
-        self.key, self.value = lora(context or features), lora(context or features)
-        if context:
-            self.identity_key = nn.Linear(context, features, bias=False)
-            self.identity_value = nn.Linear(context, features, bias=False)
-
-    def forward(self, attention, hidden_states, encoder_hidden_states=None, *_, **__):
-        heads = lambda x: x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        context, identity = hidden_states, None
-        if encoder_hidden_states is not None:
-            context, identity = encoder_hidden_states.split([AUDIO[0], IDENTITY[0]], dim=1)
-        query = heads(attention.to_q(hidden_states) + self.query(hidden_states))
-        key = heads(attention.to_k(context) + self.key(context))
-        value = heads(attention.to_v(context) + self.value(context))
-        out = scaled_dot_product_attention(query, key, value)
-        if identity is not None:
-            key, value = heads(self.identity_key(identity)), heads(self.identity_value(identity))
-            out = out + scaled_dot_product_attention(query, key, value)
-        out = out.transpose(1, 2).flatten(2)
-        return attention.to_out[0](out) + self.out(out)
-
-
-def torch_unet() -> nn.Module:
-    config = UNetConfig()
-    unet = UNet2DConditionModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        sample_size=64,
-        block_out_channels=config.block_out_channels,
-        cross_attention_dim=config.cross_attention_dim,
-        attention_head_dim=config.heads,
-    )
-    modules = dict(unet.named_modules())
-    processors = {}
-    for name in unet.attn_processors:
-        attention = modules[name.removesuffix(".processor")]
-        context = config.cross_attention_dim if ".attn2." in name else None
-        processors[name] = AdapterProcessor(attention.to_q.in_features, context)
-    unet.set_attn_processor(processors)
-    return unet
-
-
-def torch_vae() -> nn.Module:
-    config = VAEConfig()
-    kinds = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-    return AutoencoderKL(
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        **{k: (v,) * len(config.block_out_channels) for k, v in kinds.items()},
-    )
-
-
 class TorchNetwork(nn.Module):
     """One of the benchmark's networks, called as the JAX one is, channels first."""
 
@@ -244,15 +180,12 @@ class TorchNetwork(nn.Module):
         super().__init__()
         self.name, self.scale = name, VAEConfig().scaling_factor
         if name == "whisper":
-            config = TorchWhisperConfig(
-                d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
-            )
-            config._attn_implementation = "sdpa"
-            self.whisper = WhisperEncoder(config)
+            self.whisper = torch_networks.whisper(WhisperConfig())
         if name in ("unet", "frame"):
-            self.unet = torch_unet()
+            config = UNetConfig(lora_rank=128, identity="tokens")
+            self.unet = torch_networks.unet(config, IDENTITY[0])
         if name in ("encode", "decode", "frame"):
-            self.vae = torch_vae()
+            self.vae = torch_networks.vae(VAEConfig())
         self.to(device=DEVICE, dtype=getattr(torch, DTYPE)).eval().requires_grad_(False)
         if ON_GPU:
             self.to(memory_format=torch.channels_last)

@@ -6,27 +6,26 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_unet import GUIDE_SCALE, LORA_SCALE
 
 import tiny
 from comparing import relative_error
 from unavglip_jax.dubbing import generator as dub
 from unavglip_jax.dubbing import hearing
+from unavglip_jax.evaluation import torch_judge
 from unavglip_jax.media import audio
-from unavglip_jax.models.layers import audio_positions
 
-FRAMES = 5
+FRAMES, GUIDE_SCALE = 5, 0.6
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The torch networks, the generator for one person, and her tokens."""
+    """The generator for one person, her tokens, and the pack."""
     folder = tmp_path_factory.mktemp("packs") / "tiny"
-    theirs = tiny.write_pack(folder)
+    tiny.write_pack(folder)
     general = dub.load(folder)
     embeddings = np.random.default_rng(0).standard_normal((3, tiny.EMBEDDING), np.float32)
     tokens = general.perceiver(embeddings[None])
-    return theirs, dub.with_identity(general, embeddings), np.asarray(tokens), folder
+    return dub.with_identity(general, embeddings), np.asarray(tokens), folder
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def task(made):
     """Crops, references, sound and windows of a few frames."""
     random = np.random.default_rng(1)
     crops, references = random.integers(0, 256, (2, FRAMES, tiny.SIZE, tiny.SIZE, 3)).astype("u1")
-    features = hearing.encode(made[1].hearing, tiny.speech(1.0))
+    features = hearing.encode(made[0].hearing, tiny.speech(1.0))
     indices = audio.window_indices(FRAMES, Fraction(25), len(features), "v10")
     return crops, references, features, indices
 
@@ -54,54 +53,33 @@ def run(generator, task, batch_size, devices=None, guide_scale=GUIDE_SCALE):
     return np.stack(crops)
 
 
-def torch_run(theirs, tokens, task):
-    unet, vae = theirs
-    crops, references, features, indices = task
-    # The torch adapter was built for a LoRA scale that the pack's merged LoRA has as 1.
-    for name, parameter in unet.named_parameters():
-        if name.endswith("_lora.up.weight"):
-            parameter.data /= LORA_SCALE
-    as_image = lambda x: torch.tensor(x).permute(0, 3, 1, 2) / 255 * 2 - 1
-    blanked = crops.copy()
-    blanked[:, tiny.SIZE // 2 :] = 0
-    with torch.no_grad():
-        encode = lambda x: 0.18215 * vae.encode(as_image(x)).latent_dist.mode()
-        latents = torch.cat([encode(blanked), encode(references)], dim=1)
-        sound = features[indices].reshape(FRAMES, 50, -1) + audio_positions(50, 24)
-        context = np.concatenate([sound, np.repeat(tokens, FRAMES, axis=0)], axis=1)
-        out = unet(latents, 0, torch.tensor(context)).sample
-        image = (vae.decode(out / 0.18215).sample / 2 + 0.5).clamp(0, 1)
-    for name, parameter in unet.named_parameters():
-        if name.endswith("_lora.up.weight"):
-            parameter.data *= LORA_SCALE
-    return (image * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
-
-
 def test_whole_step_equals_torch_within_one_level(made, task):
-    theirs, generator, tokens, _ = made
-    ours, expected = run(generator, task, FRAMES), torch_run(theirs, tokens, task)
+    generator, tokens, folder = made
+    inputs, tokens = frames(task), torch.tensor(tokens)
+    expected = torch_judge.torch_outputs(folder, inputs, task[2], tokens, GUIDE_SCALE).crops
+    ours = run(generator, task, FRAMES)
     assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 1
     assert expected.std() > 20  # a picture, not a constant
 
 
 def test_result_does_not_depend_on_the_batch_size_or_the_devices(made, task):
-    whole = run(made[1], task, FRAMES)
+    whole = run(made[0], task, FRAMES)
     for batch_size, devices in ((1, None), (2, None), (4, None), (4, jax.devices()[:4])):
-        other = run(made[1], task, batch_size, devices)
+        other = run(made[0], task, batch_size, devices)
         assert np.abs(whole.astype(int) - other.astype(int)).max() <= 1
 
 
 def test_guide_scale_acts(made, task):
-    assert (run(made[1], task, FRAMES) != run(made[1], task, FRAMES, guide_scale=0.0)).any()
+    assert (run(made[0], task, FRAMES) != run(made[0], task, FRAMES, guide_scale=0.0)).any()
 
 
 def test_bfloat16_stays_near(made, task):
     folder, embeddings = (
-        made[3],
+        made[2],
         np.random.default_rng(0).standard_normal((3, tiny.EMBEDDING), np.float32),
     )
     half = dub.with_identity(dub.load(folder, dtype="bfloat16"), embeddings)
-    difference = np.abs(run(half, task, FRAMES).astype(int) - run(made[1], task, FRAMES))
+    difference = np.abs(run(half, task, FRAMES).astype(int) - run(made[0], task, FRAMES))
     print(
         f"bfloat16 against float32: mean {difference.mean():.2f}, largest {difference.max()} of 255"
     )
@@ -112,14 +90,14 @@ def test_hidden_pixels_are_not_seen(made, task):
     crops, *rest = task
     spoilt = crops.copy()
     spoilt[:, tiny.SIZE // 2 :] = 77
-    np.testing.assert_array_equal(run(made[1], task, 4), run(made[1], (spoilt, *rest), 4))
+    np.testing.assert_array_equal(run(made[0], task, 4), run(made[0], (spoilt, *rest), 4))
 
 
 def test_features_join_over_every_thirtieth_second(made):
     """Cross-faded segments are the published ones away from the joints, and smooth at them."""
     samples = tiny.speech(64.0)
-    ours = hearing.encode(made[1].hearing, samples)
-    published = hearing.encode(made[1].hearing, samples, overlap=False)
+    ours = hearing.encode(made[0].hearing, samples)
+    published = hearing.encode(made[0].hearing, samples, overlap=False)
     assert len(ours) == len(published) == 3200
     assert relative_error(ours[:1200], published[:1200]) < 1e-5
     jump = lambda x, at: np.abs(np.diff(x[at - 20 : at + 20], axis=0)).max()
@@ -129,7 +107,7 @@ def test_features_join_over_every_thirtieth_second(made):
     # The last segment, alone: no other one reaches behind the joint.
     late = audio.whisper_log_mel(samples)[2 * 2500 :]
     late = np.pad(late, [(0, 3000 - len(late)), (0, 0)])
-    alone = np.asarray(made[1].hearing.whisper(late[None], "v10"))[0]
+    alone = np.asarray(made[0].hearing.whisper(late[None], "v10"))[0]
     np.testing.assert_allclose(ours[2750:], alone[250:700], atol=1e-5)
 
 
@@ -160,21 +138,21 @@ def test_rows_are_looked_up_in_a_stream():
 def test_frames_that_pass_through_keep_their_place(made, task):
     given = frames(task)
     mixed = [dub.Frame(None, "a")] * 9 + given[:3] + [dub.Frame(None, "b")] * 2 + given[3:]
-    step = dub.make_step(made[1])
+    step = dub.make_step(made[0])
     out = list(dub.generate(step, mixed, 2, task[2].__getitem__, GUIDE_SCALE))
     assert [context for _, context in out] == ["a"] * 9 + [0, 1, 2] + ["b"] * 2 + [3, 4]
     crops = [crop for crop, _ in out]
     assert all((crop is None) == isinstance(context, str) for crop, context in out)
     np.testing.assert_array_equal(
-        np.stack([crop for crop in crops if crop is not None]), run(made[1], task, 2)
+        np.stack([crop for crop in crops if crop is not None]), run(made[0], task, 2)
     )
     assert list(dub.generate(step, [], 2, task[2].__getitem__, GUIDE_SCALE)) == []
 
 
 def test_silence_rests_and_speech_does_not(made):
     samples = np.concatenate([tiny.speech(2.0), 1e-4 * tiny.speech(2.0), tiny.speech(1.0)])
-    features = hearing.encode(made[1].hearing, samples)
-    rested = np.concatenate(list(hearing.listen(made[1].hearing, samples, rest=True)[0]))
+    features = hearing.encode(made[0].hearing, samples)
+    rested = np.concatenate(list(hearing.listen(made[0].hearing, samples, rest=True)[0]))
     np.testing.assert_array_equal(rested[:98], features[:98])
     np.testing.assert_array_equal(rested[202:], features[202:])
     assert np.ptp(rested[110:190], axis=0).max() < 1e-5 < np.ptp(features[110:190], axis=0).max()
@@ -182,7 +160,7 @@ def test_silence_rests_and_speech_does_not(made):
 
 def test_short_recordings_are_encoded_alike(made):
     samples = tiny.speech(3.0)
-    ours = hearing.encode(made[1].hearing, samples)
-    published = hearing.encode(made[1].hearing, samples, overlap=False)
+    ours = hearing.encode(made[0].hearing, samples)
+    published = hearing.encode(made[0].hearing, samples, overlap=False)
     assert len(ours) == 150
     np.testing.assert_array_equal(ours, published)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from comparing import channels_last, randomise, relative_error
@@ -13,6 +12,7 @@ from unavglip_jax import params
 from unavglip_jax.config import InputError, validate
 from unavglip_jax.convert import stable_syncnet, syncnet_v2, wav2lip
 from unavglip_jax.convert.state_dict import ConversionError, place, to_torch
+from unavglip_jax.evaluation import torch_networks
 from unavglip_jax.models.stable_syncnet import PRESETS, StableSyncNet, StableSyncNetConfig
 from unavglip_jax.models.syncnet_v2 import SyncNetV2, SyncNetV2Config
 from unavglip_jax.models.wav2lip_syncnet import Wav2LipSyncNet, Wav2LipSyncNetConfig
@@ -40,91 +40,6 @@ TINY = StableSyncNetConfig(
     heads=4,
     norm_num_groups=4,
 )
-
-
-class TorchResnet(nn.Module):
-    def __init__(self, inputs, width, factors, groups):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=1e-6)
-        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width, eps=1e-6)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else None
-        rows, columns = factors
-        self.pad = {(2, 1): (1, 1, 0, 1), (1, 2): (0, 1, 1, 1)}.get((rows, columns), (0, 1, 0, 1))
-        if factors != (1, 1):
-            self.downsample_conv = nn.Conv2d(width, width, 3, stride=factors)
-
-    def forward(self, x):
-        hidden = self.conv1(functional.silu(self.norm1(x)))
-        hidden = self.conv2(functional.silu(self.norm2(hidden)))
-        x = hidden + (self.conv_shortcut(x) if self.conv_shortcut else x)
-        if hasattr(self, "downsample_conv"):
-            x = self.downsample_conv(functional.pad(x, self.pad))
-        return x
-
-
-class TorchAttention(nn.Module):
-    def __init__(self, width, heads, groups):
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.GroupNorm(groups, width, eps=1e-6)
-        self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.conv_in, self.conv_out = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
-        self.attn = nn.Module()
-        for name in ("to_q", "to_k", "to_v"):
-            self.attn.add_module(name, nn.Linear(width, width))
-        self.attn.to_out = nn.ModuleList([nn.Linear(width, width)])
-        gate = nn.Module()
-        gate.proj = nn.Linear(width, 8 * width)
-        self.ff = nn.Module()
-        self.ff.net = nn.ModuleList([gate, nn.Identity(), nn.Linear(4 * width, width)])
-
-    def forward(self, x):
-        tokens = self.conv_in(self.norm1(x)).flatten(2).transpose(1, 2)
-        normed = self.norm2(tokens)
-        query, key, value = (
-            layer(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.attn.to_q, self.attn.to_k, self.attn.to_v)
-        )
-        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-        tokens = tokens + self.attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
-        hidden, gate = self.ff.net[0].proj(self.norm3(tokens)).chunk(2, dim=-1)
-        tokens = tokens + self.ff.net[2](hidden * functional.gelu(gate))
-        return x + self.conv_out(tokens.transpose(1, 2).reshape(x.shape))
-
-
-class TorchEncoder(nn.Module):
-    def __init__(self, shape, heads, groups):
-        super().__init__()
-        before = shape.block_out_channels[0]
-        self.conv_in = nn.Conv2d(shape.in_channels, before, 3, padding=1)
-        self.down_blocks = nn.ModuleList()
-        for level, width in enumerate(shape.block_out_channels):
-            factors = shape.downsample_factors[level]
-            self.down_blocks.append(TorchResnet(before, width, factors, groups))
-            if level in shape.attention_levels:
-                self.down_blocks.append(TorchAttention(width, heads, groups))
-            before = width
-        self.norm_out = nn.GroupNorm(groups, before, eps=1e-6)
-
-    def forward(self, x):
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        assert x.shape[2:] == (1, 1)
-        return functional.normalize(functional.relu(self.norm_out(x)).flatten(1))
-
-
-class TorchStableSyncNet(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        rest = config.heads, config.norm_num_groups
-        self.audio_encoder = TorchEncoder(config.audio_encoder, *rest)
-        self.visual_encoder = TorchEncoder(config.visual_encoder, *rest)
-
-    def forward(self, mel, frames):
-        return self.audio_encoder(mel), self.visual_encoder(frames)
 
 
 def trainable(shapes):
@@ -163,7 +78,7 @@ def random_weights(shapes, seed=0):
 @pytest.fixture(scope="module")
 def tiny():
     """Embeddings, and gradients of the sync loss, of the tiny StableSyncNet here and in torch."""
-    theirs = randomise(TorchStableSyncNet(TINY))
+    theirs = randomise(torch_networks.StableSyncNet(TINY))
     graphdef, shapes = params.abstract(StableSyncNet, TINY)
     weights = place(theirs.state_dict(), shapes)
     rng = np.random.default_rng(0)
@@ -171,7 +86,7 @@ def tiny():
     target = np.array([1.0, 0.0], "f4")
 
     pixels = torch.from_numpy(frames).requires_grad_()
-    audio, visual = theirs(torch.from_numpy(mel), pixels)
+    audio, visual = theirs.audio(torch.from_numpy(mel)), theirs.visual(pixels)
     cosine = (audio * visual).sum(-1)
     functional.binary_cross_entropy(cosine, torch.from_numpy(target)).backward()
     gradients = place({k: v.grad for k, v in theirs.named_parameters()}, shapes)

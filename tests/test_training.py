@@ -157,11 +157,8 @@ def test_updates_are_those_of_pytorch(base):
 
 def torch_updates(pack, found, batches):
     """Losses, and the weights at the end, of PyTorch training the same adapter."""
-    (_, unet), (config, vae), (_, perceiver) = (
-        torch_networks.load(pack, name) for name in ("unet", "vae", "perceiver")
-    )
-    for processor in unet.attn_processors.values():
-        processor.guide_scale = found.objective.guide_scale
+    _, unet = torch_networks.load(pack, "unet", guide_scale=found.objective.guide_scale)
+    (config, vae), (_, perceiver) = (torch_networks.load(pack, n) for n in ("vae", "perceiver"))
     trained = {f"perceiver.{name}": p for name, p in perceiver.named_parameters()}
     trained |= {f"unet.{k}": p for k, p in unet.named_parameters() if ".processor." in k}
     for parameter in trained.values():

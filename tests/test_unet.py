@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from torch.nn import functional
 
 from comparing import channels_first, channels_last, randomise, relative_error
 from unavglip_jax import params
 from unavglip_jax.convert import musetalk, unavglip
 from unavglip_jax.convert.state_dict import place
+from unavglip_jax.evaluation import torch_networks
 from unavglip_jax.models.unet import (
     Attention,
     Condition,
@@ -29,66 +28,19 @@ RANK, CONTEXT, TOKENS = 4, 24, 4
 LORA_SCALE, GUIDE_SCALE = 0.8, 0.6
 
 
-class TorchAdapter(torch.nn.Module):
-    """UnAvgLip's attention processor, written from its formulas."""
-
-    def __init__(self, features: int, context: int, identity: bool):
-        super().__init__()
-        for name, inputs in (("q", features), ("k", context), ("v", context), ("out", features)):
-            lora = torch.nn.Module()
-            lora.down = torch.nn.Linear(inputs, RANK, bias=False)
-            lora.up = torch.nn.Linear(RANK, features, bias=False)
-            self.add_module(f"to_{name}_lora", lora)
-        if identity:
-            self.to_k_ip = torch.nn.Linear(context, features, bias=False)
-            self.to_v_ip = torch.nn.Linear(context, features, bias=False)
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
-        tokens = None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if hasattr(self, "to_k_ip"):
-            context, tokens = context[:, :-TOKENS], context[:, -TOKENS:]
-
-        def lora(name, x):
-            layer = getattr(self, f"to_{name}_lora")
-            return LORA_SCALE * layer.up(layer.down(x))
-
-        def attend(query, key, value):
-            split = [x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)]
-            return functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-
-        query = attn.to_q(hidden_states) + lora("q", hidden_states)
-        key, value = (
-            attn.to_k(context) + lora("k", context),
-            attn.to_v(context) + lora("v", context),
-        )
-        out = attend(query, key, value)
-        if tokens is not None:
-            out = out + GUIDE_SCALE * attend(query, self.to_k_ip(tokens), self.to_v_ip(tokens))
-        return attn.to_out[0](out) + lora("out", out)
-
-
 def torch_unet(in_channels=8, adapter=True):
-    unet = UNet2DConditionModel(
-        sample_size=16,
+    config = UNetConfig(
         in_channels=in_channels,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(32, 64),
+        cross_attention=(True, False),
         layers_per_block=1,
         cross_attention_dim=CONTEXT,
-        attention_head_dim=4,
+        heads=4,
         norm_num_groups=8,
+        lora_rank=RANK if adapter else 0,
+        identity="tokens" if adapter else "none",
     )
-    if adapter:
-        processors = {}
-        for name in unet.attn_processors:
-            layer = unet.get_submodule(name.removesuffix(".processor"))
-            context = layer.to_k.in_features
-            processors[name] = TorchAdapter(layer.to_q.in_features, context, "attn2" in name)
-        unet.set_attn_processor(processors)
-    return randomise(unet)
+    return randomise(torch_networks.unet(config, TOKENS, LORA_SCALE, GUIDE_SCALE))
 
 
 def converted(theirs):

@@ -18,6 +18,7 @@ from comparing import randomise, relative_error
 from unavglip_jax import params
 from unavglip_jax.convert import parity, whisper
 from unavglip_jax.convert.state_dict import ConversionError, to_torch
+from unavglip_jax.evaluation import torch_networks
 from unavglip_jax.media import audio
 from unavglip_jax.models.whisper import Whisper, WhisperConfig, sinusoids
 
@@ -48,16 +49,7 @@ def checkpoint(encoder, prefix="encoder.", values=lambda p: p.detach()) -> dict:
 
 def theirs(encoder, mel, front_end):
     """All hidden states (batch, T/2, layers + 1, width) of a time-major spectrogram."""
-    last = {}
-    hook = encoder.layers[-1].register_forward_hook(
-        lambda *call: last.update(out=call[2][0] if isinstance(call[2], tuple) else call[2])
-    )
-    found = list(encoder(mel.swapaxes(1, 2), output_hidden_states=True).hidden_states)
-    hook.remove()
-    assert len(found) == LAYERS + 1
-    if front_end == "v10":
-        found[-1] = last["out"]
-    return torch.stack(found, dim=2)
+    return torch_networks.whisper_states(encoder, mel.swapaxes(1, 2), front_end)
 
 
 def numbers(*shape, seed=0):

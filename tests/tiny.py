@@ -43,10 +43,10 @@ def torch_vae():
 
 
 def write_pack(folder, **changes):
-    """Writes the pack and returns the torch UNet, with its adapter, and the torch VAE."""
+    """Writes the pack."""
     key = jax.random.key(0, impl="rbg")  # far quicker to compile than the default
-    unet, auto_encoder = torch_unet(), torch_vae()
-    config, _, weights = converted(unet)
+    auto_encoder = torch_vae()
+    config, _, weights = converted(torch_unet())
     adapter, base = params.split("/processor/", weights)
     whisper = WhisperConfig(n_mels=80, n_audio_state=CONTEXT, n_audio_head=2)
     perceiver = PerceiverConfig(
@@ -63,7 +63,6 @@ def write_pack(folder, **changes):
     }
     networks = {name: (*network, "random", "none") for name, network in networks.items()}
     assets.write_pack(folder, DESCRIPTION | changes, networks)
-    return unet, auto_encoder
 
 
 def talking_photo(path, seconds=2.0, fps=Fraction(25), size=(320, 240)) -> None:

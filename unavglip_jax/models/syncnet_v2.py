@@ -71,13 +71,14 @@ class SyncNetV2(nnx.Module):
         """Embedding, not normalised, of five face crops at 25 fps, BGR from 0 to 255."""
         layers.expect("frames", frames, 5, 224, 224, 3)
         net = self.netcnnlip
-        x = apply(net, 0, frames)
-        x = layers.max_pool(x, (1, 3, 3), (1, 2, 2))
+        x = frames.transpose(0, 2, 3, 1, 4).reshape(len(frames), 224, 224, 15)
+        x = apply(net, 0, x)
+        x = layers.max_pool(x, (3, 3), (2, 2))
         x = apply(net, 4, x)
-        x = layers.max_pool(x, (1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
+        x = layers.max_pool(x, (3, 3), (2, 2), padding=(1, 1))
         for index in (8, 11, 14):
             x = apply(net, index, x)
-        x = layers.max_pool(x, (1, 3, 3), (1, 2, 2))
+        x = layers.max_pool(x, (3, 3), (2, 2))
         return embed(self.netfclip, apply(net, 18, x))
 
 
@@ -88,8 +89,23 @@ def conv_norm(in_features, out_features, kernel, **kw) -> tuple[nnx.Conv, nnx.Ba
 
 
 def apply(net: nnx.List, index: int, x: Array) -> Array:
-    """The convolution at `index`, the norm after it, ReLU."""
-    return jax.nn.relu(net[index + 1](net[index](x)))
+    """The layer at `index`, the norm after it, ReLU."""
+    layer, norm = net[index], net[index + 1]
+    deep = isinstance(layer, nnx.Conv) and len(layer.kernel_size) == 3
+    return jax.nn.relu(norm(flat(layer, x) if deep else layer(x)))
+
+
+def flat(conv: nnx.Conv, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+    """A 3-D convolution as deep as its input, in two dimensions: frames are channels, the first one slowest.
+
+    On a CPU the network takes a third of the time so.
+    """
+    kernel = conv.kernel[...].transpose(1, 2, 0, 3, 4)
+    kernel = kernel.reshape(*kernel.shape[:2], -1, kernel.shape[-1])
+    x, kernel, bias = (array.astype(conv.dtype) for array in (x, kernel, conv.bias[...]))
+    axes = ("NHWC", "HWIO", "NHWC")
+    strides, padding = conv.strides[1:], conv.padding[1:]
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes) + bias
 
 
 def head(**kw) -> nnx.List:
