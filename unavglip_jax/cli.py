@@ -18,6 +18,7 @@ from unavglip_jax.dubbing.tasks import (
     output_of,
     read_tasks,
 )
+from unavglip_jax.evaluation.tasks import EvaluateSettings
 
 CLI = (tyro.conf.OmitArgPrefixes,)
 app = tyro.extras.SubcommandApp()
@@ -26,9 +27,10 @@ app.command(convert, name="convert", help="Published checkpoints to packs, and b
 dataset = tyro.extras.SubcommandApp()
 app.command(dataset, name="dataset", help="Look at data sets and check them.")
 
-# Packages of the extra `train`; dubbing needs none of them.
-FOR_TRAINING = ("grain", "matplotlib", "optax", "orbax", "scenedetect", "tensorboardX")
-FOR_TRAINING += ("tensorflow_datasets",)
+# Packages that an extra brings; dubbing needs none of them.
+EXTRAS = dict.fromkeys(("diffusers", "torch", "transformers"), "eval")
+EXTRAS |= dict.fromkeys(("grain", "matplotlib", "optax", "orbax", "scenedetect"), "train")
+EXTRAS |= dict.fromkeys(("tensorboardX", "tensorflow_datasets"), "train")
 
 
 @convert.command(name="musetalk")
@@ -235,6 +237,100 @@ def run_tasks(tasks: dict[str, Task], settings: Settings, quiet: bool) -> None:
 
 
 @app.command
+def evaluate(
+    settings: EvaluateSettings,
+    ground_truth: Path | None = None,
+    generated: Path | None = None,
+    audio: Path | None = None,
+    source: Path | None = None,
+    crop: bool = True,
+    config: Path | None = None,
+    check_parity: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Compare generated videos with true ones, and write a report.
+
+    Args:
+      settings: how to evaluate.
+      ground_truth: a video, an image, a folder of numbered images, or a folder of such clips.
+      generated: likewise; clips of two folders belong together by their names.
+      audio: the recording that drives the mouth, or a folder of them; else the videos' own sound.
+      source: the video that was dubbed, or a folder of them, whose mouth should not be seen in the result.
+      crop: compare the faces; `--no-crop` compares whole pictures.
+      config: a task file, UnAvgLip's, instead of the above; settings given here go before those in it.
+      check_parity: instead compare JAX with PyTorch, stage by stage, dubbing `--ground-truth` with `--audio`
+        (or its own sound) by the networks of `--pack`; exit code 1 if they differ.
+      quiet: no progress bar and no table.
+    """
+    if check_parity:
+        return compare_back_ends(settings.pack, ground_truth, audio or ground_truth)
+    from unavglip_jax.evaluation import evaluate, tasks
+
+    unpaired = []
+    if config:
+        stated, found = tasks.read_tasks(config)
+        if stated:
+            settings = stated.replace(**settings.model_dump(exclude_defaults=True))
+    elif ground_truth and generated:
+        found, unpaired = tasks.pair(ground_truth, generated, audio, source, crop)
+    else:
+        raise InputError("nothing to compare; give --ground-truth and --generated, or --config")
+    keep_compiled()
+    results = evaluate.evaluate(found, settings, quiet, unpaired)
+    if results is None:
+        print("this share is done; the report is written when the other processes are")
+        return
+    errors = results["not_measured"]
+    if not results["clips"]:
+        raise InputError(f"no clip could be measured: {next(iter(errors.values()))}")
+    for name, error in errors.items():
+        print(f"{name}: error: {error}", file=sys.stderr)
+    if not quiet:
+        print_means(results)
+    print(f"wrote {settings.output / 'report.html'}, {results['clips']} of {len(found)} clips")
+
+
+def compare_back_ends(pack: Path | None, video: Path | None, audio: Path | None) -> None:
+    """Prints how far JAX and PyTorch are apart on a clip."""
+    if pack is None or video is None:
+        raise InputError("--check-parity needs --pack and a video with a face as --ground-truth")
+    import rich
+    from rich.table import Table
+
+    from unavglip_jax.evaluation import torch_judge
+
+    stages = torch_judge.check_parity(pack, video, audio)
+    table = Table("stage", "largest difference", "limit", "", title=f"JAX and PyTorch, {pack}")
+    for stage in stages:
+        verdict = "agrees" if stage.passes else "DIFFERS"
+        table.add_row(stage.name, f"{stage.difference:.2e}", f"{stage.limit:.2e}", verdict)
+    rich.print(table)
+    if not all(stage.passes for stage in stages):
+        sys.exit(1)
+
+
+def print_means(results: dict) -> None:
+    """Prints the mean of each metric over the clips of an evaluation, and what was left out."""
+    import rich
+    from rich.table import Table
+
+    from unavglip_jax.evaluation import figures
+
+    table = Table("metric", "mean", "95 % interval", "clips")
+    for metric in figures.METRICS:
+        if found := results["metrics"].get(metric.key):
+            low, high = found["low"], found["high"]
+            interval = "" if low is None else f"{low:.4g} to {high:.4g}"
+            table.add_row(metric.label, f"{found['mean']:.4g}", interval, str(found["count"]))
+    for name in ("fid", "fvd"):
+        if name in results:
+            table.add_row(name.upper(), f"{results[name]['value']:.4g}", "", "")
+    rich.print(table)
+    for line in results["left_out"]:
+        print(line)
+
+
+@app.command
 def synth(
     identities: int,
     clips: int,
@@ -384,12 +480,13 @@ def main(run: Callable[[], None] = lambda: app.cli(prog="unavglip", config=CLI))
     except InputError as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in FOR_TRAINING:
-            sys.exit(
-                f"error: this needs the package {error.name}; install the extra with "
-                "`pip install 'unavglip-jax[train]'`"
-            )
-        raise
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        sys.exit(
+            f"error: this needs the package {error.name}; install the extra with "
+            f"`pip install 'unavglip-jax[{extra}]'`"
+        )
     except KeyboardInterrupt:
         print("interrupted; nothing half written is left", file=sys.stderr)
         sys.exit(130)

@@ -65,15 +65,22 @@ def ms_ssim(a: Picture, b: Picture) -> float:
     Raises:
       InputError: the pictures differ in size or have a side below 161.
     """
+    return both_ssim(a, b)[1]
+
+
+def both_ssim(a: Picture, b: Picture) -> tuple[float, float]:
+    """`ssim` and `ms_ssim` in less time than one after the other."""
     check_pair(a, b, LEAST_MS_SIDE)
     a, b = a.astype(np.float64), b.astype(np.float64)
-    factors = []
-    for _ in SCALE_WEIGHTS[:-1]:
-        factors.append(structure(a, b)[1])
+    similarity, contrast = structure(a, b)
+    single, factors = float(similarity.mean()), [contrast]
+    for _ in SCALE_WEIGHTS[1:]:
         a, b = halved(a), halved(b)
-    factors.append(structure(a, b)[0])
+        similarity, contrast = structure(a, b)
+        factors.append(contrast)
+    factors[-1] = similarity
     product = np.prod(np.maximum(factors, 0) ** SCALE_WEIGHTS[:, None], axis=0)
-    return float(product.mean())
+    return single, float(product.mean())
 
 
 def structure(
