@@ -10,7 +10,7 @@ TORCH := torch==2.13.0 # a release with a CPU build; newer ones pull gigabytes o
 test: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Full-size networks: the vectors beside the clone (or UNAVGLIP_PARITY), gigabytes and minutes.
 test-full: test

@@ -27,8 +27,12 @@ app.command(convert, name="convert", help="Published checkpoints to packs, and b
 dataset = tyro.extras.SubcommandApp()
 app.command(dataset, name="dataset", help="Look at data sets and check them.")
 
+published_files = tyro.extras.SubcommandApp()
+app.command(published_files, name="assets", help="Published files: list them, make packs of them.")
+
 # Packages that an extra brings; dubbing needs none of them.
 EXTRAS = dict.fromkeys(("diffusers", "torch", "transformers"), "eval")
+EXTRAS |= {"huggingface_hub": "convert"}
 EXTRAS |= dict.fromkeys(("grain", "matplotlib", "optax", "orbax", "scenedetect"), "train")
 EXTRAS |= dict.fromkeys(("tensorboardX", "tensorflow_datasets"), "train")
 
@@ -328,6 +332,51 @@ def print_means(results: dict) -> None:
     rich.print(table)
     for line in results["left_out"]:
         print(line)
+
+
+@published_files.command(name="list")
+def assets_list() -> None:
+    """List the published files with size, licence and origin, and the packs that are made of them."""
+    from unavglip_jax import published
+
+    published.show()
+
+
+@published_files.command(name="fetch")
+def assets_fetch(
+    names: tyro.conf.Positional[tuple[str, ...]],
+    output: Path | None = None,
+    adapter: Path | None = None,
+    accept_digest: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Download published files, or make a pack of them.
+
+    Args:
+      names: files; or one pack (musetalk_v10, musetalk_v15, unavglip) and files to add to it.
+      output: folder of the new pack.
+      adapter: pytorch_model.bin of an UnAvgLip training run, which the pack unavglip needs.
+      accept_digest: sha256 that the one named file may have, whatever the table says.
+      quiet: no progress bars.
+    """
+    from unavglip_jax import published
+
+    published.fetch_all(names, output, adapter, accept_digest, quiet)
+    if output is not None:
+        print_pack(output)
+
+
+@published_files.command(name="verify")
+def assets_verify(pack: tyro.conf.Positional[Path]) -> None:
+    """Check digest and shapes of every network of a pack; exit code 1 if something is wrong.
+
+    Args:
+      pack: its folder.
+    """
+    from unavglip_jax import published
+
+    if published.verify(pack):
+        sys.exit(1)
 
 
 @app.command
