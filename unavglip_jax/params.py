@@ -6,7 +6,7 @@ sharding, converting, saving and averaging are operations on these names.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,13 @@ class KeyStream:
 
 def abstract(network: Callable, config) -> tuple[Any, Shapes]:
     """Graph definition and `{path: ShapeDtypeStruct}` of `network(config)`, without allocating it."""
+    graphdef, shapes = traced(network, config)
+    return graphdef, dict(shapes)
+
+
+@cache
+def traced(network: Callable, config) -> tuple[Any, Shapes]:
+    """`abstract`, worked out once: building a full UNet takes seconds."""
     build = lambda: network(config, rngs=KeyStream(jax.random.key(0)))
     graphdef, state = nnx.split(nnx.eval_shape(build))
     return graphdef, flatten(state)

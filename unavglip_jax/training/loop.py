@@ -67,11 +67,13 @@ def train(settings: Settings, dry_run: bool = False) -> None:
                     # While this step runs, the one before is looked at.
                     check_finite(before, settings)
                     before = done, metrics, batch
-                    meter.step()
                     every = lambda n, done=done: n and (done % n == 0 or done == settings.steps)
+                    # Waiting for the numbers belongs to the time of the step.
+                    found = watch.numbers(metrics) if every(settings.log_every) else None
+                    meter.step()
                     stopping = stop(done)
-                    if every(settings.log_every):
-                        log.write(done, watch.numbers(metrics) | meter.read())
+                    if found:
+                        log.write(done, found | meter.read())
                     if every(settings.validate_every) and validate:
                         found, pictures = validate(state, frozen)
                         log.write(done, found, "validation")
