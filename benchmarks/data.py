@@ -227,7 +227,7 @@ def processor_seconds() -> float:
 
 def measure(make: Callable, folder: Path, options: Options, workers: int, seed: int) -> Rates:
     """Rates of a scheme, after what is made ahead has been used up."""
-    on_one_core(options)
+    on_one_thread()
     batches = make(folder, options, workers, seed)
     for _ in range(6):
         next(batches)
@@ -241,9 +241,8 @@ def measure(make: Callable, folder: Path, options: Options, workers: int, seed: 
     return found
 
 
-def on_one_core(options: Options) -> None:
-    """Ties this process and those that it starts to one core."""
-    os.sched_setaffinity(0, {options.core})
+def on_one_thread() -> None:
+    """Keeps libraries from sharing the core with themselves."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
@@ -260,7 +259,7 @@ def milliseconds(call: Callable[[int], object], times: int = 60) -> float:
 
 def parts(folder: Path, options: Options) -> dict[str, float]:
     """Where the time of one of our samples goes, in ms."""
-    on_one_core(options)
+    on_one_thread()
     pipeline.keep_memory()
     source, description = clips.open_data_set(folder / "ours", "train")
     clip, rng = source[0], np.random.default_rng(0)
@@ -296,6 +295,8 @@ def processor() -> str:
 def main(options: Options) -> None:
     """Measures every scheme, in turns, and prints one table."""
     console = Console(width=110)
+    # Before any process starts: threads that libraries make when imported are tied to the core too.
+    os.sched_setaffinity(0, {options.core})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_data(folder, options)
