@@ -224,8 +224,8 @@ def show(console: Console | None = None) -> None:
     console = console or Console()
     line = lambda text, style="": console.print(Text(text, style), soft_wrap=True)
     for name, file in FILES.items():
-        here = ", here" if any(path.is_file() for path in places(file)) else ""
-        line(f"{name}: {file.becomes}, {file.megabytes:.4g} MB{here}", "bold")
+        present = ", here" if any(path.is_file() for path in places(file)) else ""
+        line(f"{name}: {file.becomes}, {file.megabytes:.4g} MB{present}", "bold")
         line(f"  {terms(file)}", "" if file.commercial else "red")
         line(f"  {file.url}")
         line(f"  sha256 {file.sha256 or 'not known here; the hub is asked'}")
@@ -334,6 +334,11 @@ def places(file: File) -> Iterator[Path]:
     yield assets.cache_folder() / "published" / file.path
 
 
+def here(name: str) -> Path | None:
+    """The path of a file of `FILES`, checked as `fetch` does; None if it is not here."""
+    return fetch(name) if any(path.is_file() for path in places(FILES[name])) else None
+
+
 def fetch(name: str, accept_digest: str | None = None, quiet: bool = False) -> Path:
     """The path of a file of `FILES`, which is downloaded if it is not here yet.
 
@@ -357,14 +362,14 @@ def fetch(name: str, accept_digest: str | None = None, quiet: bool = False) -> P
                 raise InputError(another(str(path), found, wanted))
             return path
     wanted = expected(file, cached, accept_digest)
-    here = lambda: cached.is_file() and assets.digest(cached) == wanted
-    if here():
+    complete = lambda: cached.is_file() and assets.digest(cached) == wanted
+    if complete():
         return cached
     try:
         if offline:
             raise DownloadError("nothing is downloaded while UNAVGLIP_ASSETS is set")
         with locked(cached):
-            if not here():  # another process may have been quicker
+            if not complete():  # another process may have been quicker
                 download(file, cached, wanted, quiet)
     except (DownloadError, OSError) as error:
         inside = f", take {file.member} out of it" if file.member else ""

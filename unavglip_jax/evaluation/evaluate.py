@@ -56,6 +56,7 @@ def evaluate(
     Raises:
       InputError: a network is damaged, or the output cannot be written.
     """
+    settings = networks.with_fetched(settings)
     dub.make_folder(settings.output / "clips")
     pack = assets.read_pack(settings.pack).components if settings.pack else {}
     digests = {name: component.sha256 for name, component in pack.items()}

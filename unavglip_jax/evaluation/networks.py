@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from unavglip_jax import assets
+from unavglip_jax import assets, published
 from unavglip_jax.config import InputError, validate
 from unavglip_jax.dubbing import dub
 from unavglip_jax.evaluation import behaviour, measure, picture, sync
@@ -38,6 +38,7 @@ SYNCNETS = {
     "wav2lip_syncnet": ("the score of Wav2Lip's expert", "wav2lip"),
     "stable_syncnet": ("the score of StableSyncNet", "stable"),
 }
+CROWDS = {"inception": "FID", "i3d": "FVD"}  # network -> metric
 
 Series = dict[str, Float[np.ndarray, " F"]]
 P = ParamSpec("P")
@@ -85,11 +86,17 @@ def left_out(settings: EvaluateSettings) -> dict[str, str]:
         except InputError as error:  # one of latents is of no use here, and no reason to stop
             reasons["stable_syncnet"] = str(error)
     sentences = {name: f"{metrics[name]} was left out: {why}" for name, why in reasons.items()}
-    for name, file in (("inception", "inception-2015-12-05.pt"), ("i3d", "i3d_torchscript.pt")):
+    for name, metric in CROWDS.items():
         if getattr(settings, name) is None:
-            metric = {"inception": "FID", "i3d": "FVD"}[name]
-            sentences[name] = f"{metric} was left out: its network was not given ({file})"
+            how = f"`unavglip assets fetch {name}` brings it, or --{name} names its file"
+            sentences[name] = f"{metric} was left out: its network is not here; {how}"
     return sentences
+
+
+def with_fetched(settings: EvaluateSettings) -> EvaluateSettings:
+    """The settings, with the networks of FID and FVD where `unavglip assets fetch` has brought them."""
+    unnamed = [name for name in CROWDS if getattr(settings, name) is None]
+    return settings.replace(**{name: published.here(name) for name in unnamed})
 
 
 def load(settings: EvaluateSettings) -> Networks:

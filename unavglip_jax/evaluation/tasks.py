@@ -55,8 +55,9 @@ class EvaluateSettings(Config):
       output: folder of the report; a run that was stopped is continued.
       pack: where LPIPS, SyncNets and the face embedder come from.
       insightface: folder of an insightface pack, whose recogniser is used instead of the pack's.
-      inception: inception-2015-12-05.pt of StyleGAN's authors, for FID.
-      i3d: i3d_torchscript.pt of StyleGAN-V's authors, for FVD.
+      inception: inception-2015-12-05.pt of StyleGAN's authors, for FID; by default the one that
+        `unavglip assets fetch` brought.
+      i3d: i3d_torchscript.pt of StyleGAN-V's authors, for FVD; likewise.
       backend: what runs the SyncNets.
       max_seconds: of each clip, from its beginning; by default all of it.
       identity_every: frames from one face that is embedded to the next.
