@@ -42,9 +42,9 @@ LATENTSYNC_UNET = (
 )
 
 FORMATS = (
-    Format("latentsync_unet", "LatentSync's UNet", LATENTSYNC_UNET, "Apache-2.0"),
+    Format("latentsync_unet", "LatentSync's UNet", LATENTSYNC_UNET, "OpenRAIL++"),
     Format("adapter", "an UnAvgLip adapter checkpoint", unavglip.MARKS, "MIT (README of UnAvgLip)"),
-    Format("unet", "a Stable-Diffusion UNet", musetalk.MARKS, "see MuseTalk's model page"),
+    Format("unet", "a Stable-Diffusion UNet", musetalk.MARKS, "CreativeML OpenRAIL-M"),
     Format("vae", "a Stable-Diffusion VAE", vae.MARKS, "MIT"),
     Format("whisper", "Whisper (OpenAI's file)", whisper.MARKS_OPENAI, "MIT"),
     Format("whisper", "Whisper (transformers)", whisper.MARKS_TRANSFORMERS, "Apache-2.0"),
@@ -55,7 +55,7 @@ FORMATS = (
         wav2lip.MARKS,
         "research and personal use only (LRS2)",
     ),
-    Format("stable_syncnet", "LatentSync's SyncNet", stable_syncnet.MARKS, "Apache-2.0"),
+    Format("stable_syncnet", "LatentSync's SyncNet", stable_syncnet.MARKS, "OpenRAIL++"),
     Format("syncnet_v2", "SyncNet v2 of Chung and Zisserman", syncnet_v2.MARKS, "MIT"),
     Format("face_parsing", "BiSeNet face parsing", bisenet.MARKS, "MIT; trained on CelebAMask-HQ"),
     Format("face_detector", "S3FD", s3fd.MARKS, "BSD-3-Clause (face-alignment)"),
