@@ -7,7 +7,7 @@ from jaxtyping import Array
 from unavglip_jax.config import InputError
 from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.training import adversary, losses
-from unavglip_jax.training.dubbing import EXPERTS, images
+from unavglip_jax.training.dubbing import EXPERTS, images, weighted
 from unavglip_jax.training.objective import Batch, Models, Objective, load, named
 from unavglip_jax.training.settings import Settings
 
@@ -51,30 +51,14 @@ def sample(settings: Settings) -> SampleOptions:
 
 def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Array):
     """The weighted terms of a reconstruction from a sample of the posterior."""
-    weight, vae = settings.objective.losses, models["vae"]
-    target = images(batch["target"])
-    landmarks, size = batch["landmarks"].reshape(-1, 68, 2), target.shape[1:3]
+    target, vae = images(batch["target"]), models["vae"]
     mean, logvar = vae.moments(target)
     drawn = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
     prediction = vae.decode(drawn * vae.config.scaling_factor)
-    terms, shown = {}, None
-    terms["pixel"] = lambda: losses.pixel_l1(prediction, target)
-    terms["pixel_lower_half"] = lambda: losses.pixel_l1(
-        prediction, target, losses.lower_half(*size)
+    landmarks = batch["landmarks"].reshape(-1, 68, 2)
+    total, values, shown = weighted(
+        settings, models, prediction, target, landmarks, step, hidden=None, others={}
     )
-    terms["pixel_mouth"] = lambda: losses.pixel_l1(
-        prediction, target, losses.mouth_weight(landmarks, size)
-    )
-    terms["gradient"] = lambda: losses.gradient_l1(prediction, target)
-    terms["pyramid"] = lambda: losses.perceptual_pyramid(models["vgg19"], prediction, target)
-    terms["lpips"] = lambda: models["lpips"](prediction, target).mean()
-    if adversary.wanted(weight):
-        side = settings.objective.adversary.size
-        crop = lambda x: losses.mouth_crops(x, landmarks, (side, side))
-        shown = crop(target), crop(prediction)
-        terms |= adversary.terms(models, shown, step >= settings.objective.adversary.start)
-    values = {name: term() for name, term in terms.items() if getattr(weight, name)}
-    total = sum(getattr(weight, name) * value for name, value in values.items())
     values["kl"] = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
     values["latent_deviation"] = mean.std()
     return total + settings.objective.kl * values["kl"], values, shown

@@ -1,5 +1,7 @@
 """Training the generator: UnAvgLip's adapter over a frozen MuseTalk UNet, or the whole UNet."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -140,30 +142,43 @@ def predict(
 def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Array):
     """The weighted sum of the terms that have a weight; the terms; what the discriminator is to see."""
     del key  # nothing is drawn: the VAE's mode is used, and t = 0
-    weight, size = settings.objective.losses, batch["target"].shape[2:4]
+    size = batch["target"].shape[2:4]
     prediction, latents = predict(models, batch, settings.objective.guide_scale)
-    target = images(batch["target"])
-    landmarks = batch["landmarks"].reshape(-1, 68, 2)
+    target, landmarks = images(batch["target"]), batch["landmarks"].reshape(-1, 68, 2)
     hidden = batch["hidden"].reshape(-1, *size, 1).astype(jnp.float32)
-    clips = lambda x: x.reshape(*batch["target"].shape[:2], *size, 3)
+    clips = prediction.reshape(*batch["target"].shape[:2], *size, 3)
+    others = {
+        "latent": lambda: losses.latent_l1(latents, models["vae"].encode(target)),
+        "perceptual": lambda: losses.perceptual(models["vgg19"], prediction, target),
+        "sync": lambda: sync_loss(models, batch, clips),
+        "identity": lambda: losses.identity(
+            models["identity"], prediction, landmarks, persons(batch)
+        ),
+    }
+    return weighted(settings, models, prediction, target, landmarks, step, hidden, others)
 
-    terms, shown = {}, None
+
+def weighted(
+    settings: Settings,
+    models: Models,
+    prediction: Float[Array, "R H W 3"],
+    target: Float[Array, "R H W 3"],
+    landmarks: Float[Array, "R 68 2"],
+    step: Array,
+    hidden: Float[Array, "R H W 1"] | None,
+    others: Mapping[str, Callable[[], Array]],
+):
+    """What `loss` gives, from the terms that compare pictures and from others; none is computed in vain."""
+    weight, size = settings.objective.losses, target.shape[1:3]
+    lower_half = losses.lower_half(*size)
+    mouth = lambda: losses.mouth_weight(landmarks, size)
+    terms, shown = dict(others), None
     terms["pixel"] = lambda: losses.pixel_l1(prediction, target)
-    terms["pixel_lower_half"] = lambda: losses.pixel_l1(
-        prediction, target, losses.lower_half(*size)
-    )
-    terms["pixel_mouth"] = lambda: losses.pixel_l1(
-        prediction, target, losses.mouth_weight(landmarks, size)
-    )
+    terms["pixel_lower_half"] = lambda: losses.pixel_l1(prediction, target, lower_half)
+    terms["pixel_mouth"] = lambda: losses.pixel_l1(prediction, target, mouth())
     terms["gradient"] = lambda: losses.gradient_l1(prediction, target, hidden)
-    terms["latent"] = lambda: losses.latent_l1(latents, models["vae"].encode(target))
-    terms["perceptual"] = lambda: losses.perceptual(models["vgg19"], prediction, target)
     terms["pyramid"] = lambda: losses.perceptual_pyramid(models["vgg19"], prediction, target)
     terms["lpips"] = lambda: models["lpips"](prediction, target).mean()
-    terms["sync"] = lambda: sync_loss(models, batch, clips(prediction))
-    terms["identity"] = lambda: losses.identity(
-        models["identity"], prediction, landmarks, persons(batch)
-    )
     if adversary.wanted(weight):
         side = settings.objective.adversary.size
         crop = lambda x: losses.mouth_crops(x, landmarks, (side, side))
