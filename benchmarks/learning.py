@@ -269,7 +269,7 @@ def overfit(settings: Settings, count: int, console: Console) -> None:
 
 def main(options: Options) -> None:
     """Runs the stages up to the one asked for."""
-    console, began, folder = Console(width=120), time.perf_counter(), options.folder
+    console, began, folder = Console(width=140), time.perf_counter(), options.folder
 
     def reached(stage: str) -> bool:
         console.print(f"{stage}: done after {time.perf_counter() - began:.0f} s")
@@ -301,7 +301,8 @@ def main(options: Options) -> None:
     if reached("unavglip"):
         return
     for kind in RUNS:
-        course(folder / "runs" / kind, console)
+        if (folder / "runs" / kind).exists():  # the expert is trained only if it is asked for
+            course(folder / "runs" / kind, console)
     ablation(run_settings(options, "unavglip", base, data), console)
     overfit(run_settings(options, "musetalk_v10", pack, data), round(600 * options.scale), console)
 
