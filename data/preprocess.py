@@ -198,10 +198,10 @@ def preprocess(
         made_with,
     )
     for folder in ("clips", "journals"):
-        make_folder(work / folder)
+        dub.make_folder(work / folder)
     with locked(work / f"{share}.lock", f"shard {shard} of {shards} of {output}"):
         shutil.rmtree(plan.scratch, ignore_errors=True)  # of a run that was killed
-        make_folder(plan.scratch)
+        dub.make_folder(plan.scratch)
         mine = dict(list(sizes.items())[shard::shards])
         done = read_journals(work, mine, made_with)
         todo = {name: size for name, size in mine.items() if name not in done}
@@ -552,16 +552,6 @@ def readable(name: str) -> str:
 
 
 # ---- files --------------------------------------------------------------------------------------------
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder below the output."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be made ({error.strerror}); choose another --output"
-        ) from error
 
 
 @contextlib.contextmanager

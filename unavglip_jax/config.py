@@ -37,6 +37,7 @@ class NetworkConfig(Config):
 
 
 C = TypeVar("C", bound=Config)
+S = TypeVar("S", bound=Config)
 
 
 def load_yaml(path: str | Path) -> dict:
@@ -66,3 +67,33 @@ def validate(kind: type[C], values: dict, where: str) -> C:
             f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()
         )
         raise InputError(f"{where}: {findings}") from error
+
+
+def load_tasks(
+    path: str | Path, settings: type[S], task: type[C], needed: tuple[str, ...]
+) -> tuple[S | None, dict[str, C]]:
+    """The settings and the tasks of a YAML file of UnAvgLip's form.
+
+    Args:
+      path: of the file: task name -> fields, and maybe our `settings`, for all of them, beside the tasks.
+      settings: what `settings` holds.
+      task: what a task holds.
+      needed: fields that every task has, for the messages.
+
+    Raises:
+      InputError: a field is unknown or missing, or there is no task.
+    """
+    found = load_yaml(path)
+    shared = found.pop("settings", None)
+    if shared is not None:
+        shared = validate(settings, shared, f"{path}, settings")
+    tasks = {}
+    for name, fields in found.items():
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"{path}, {name}: a task holds fields such as {needed[0]}, not {fields!r}"
+            )
+        tasks[str(name)] = validate(task, fields, f"{path}, {name}")
+    if not tasks:
+        raise InputError(f"{path} holds no task; add one with {' and '.join(needed)}")
+    return shared, tasks

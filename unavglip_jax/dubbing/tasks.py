@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from unavglip_jax.config import Config, Dtype, InputError, load_yaml, validate
+from unavglip_jax.config import Config, Dtype, InputError, load_tasks
 from unavglip_jax.media.video import Encoding
 
 Reference = Literal["same", "other", "shot"]
@@ -88,27 +88,8 @@ def output_of(task: Task, settings: Settings) -> Path:
 
 
 def read_tasks(path: str | Path) -> tuple[Settings | None, dict[str, Task]]:
-    """The settings and the tasks of a YAML file.
-
-    The file is UnAvgLip's (task name -> fields), and may hold our `settings` beside the tasks.
-
-    Raises:
-      InputError: a field is unknown or missing, two tasks write the same file, or there is no task.
-    """
-    found = load_yaml(path)
-    settings = found.pop("settings", None)
-    if settings is not None:
-        settings = validate(Settings, settings, f"{path}, settings")
-    tasks = {}
-    for name, fields in found.items():
-        if not isinstance(fields, dict):
-            raise InputError(
-                f"{path}, {name}: a task holds fields such as video_path, not {fields!r}"
-            )
-        tasks[str(name)] = validate(Task, fields, f"{path}, {name}")
-    if not tasks:
-        raise InputError(f"{path} holds no task; add one with video_path and audio_path")
-    return settings, tasks
+    """The settings and the tasks of a YAML file; see `config.load_tasks`."""
+    return load_tasks(path, Settings, Task, ("video_path", "audio_path"))
 
 
 def check_outputs(tasks: dict[str, Task], settings: Settings) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pydantic
 
-from unavglip_jax.config import Config, InputError, load_yaml, validate
+from unavglip_jax.config import Config, InputError, load_tasks
 from unavglip_jax.media.video import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset(
@@ -78,29 +78,10 @@ class EvaluateSettings(Config):
 
 
 def read_tasks(path: str | Path) -> tuple[EvaluateSettings | None, dict[str, EvaluateTask]]:
-    """The settings and the tasks of a YAML file.
-
-    The file is UnAvgLip's (task name -> fields), and may hold our `settings` beside the tasks.
-
-    Raises:
-      InputError: a field is unknown or missing, or there is no task.
-    """
-    found = load_yaml(path)
-    settings = found.pop("settings", None)
-    if settings is not None:
-        settings = validate(EvaluateSettings, settings, f"{path}, settings")
-    tasks = {}
-    for name, fields in found.items():
-        if not isinstance(fields, dict):
-            raise InputError(
-                f"{path}, {name}: a task holds fields such as gt_video_path, not {fields!r}"
-            )
-        tasks[str(name)] = validate(EvaluateTask, fields, f"{path}, {name}")
-    if not tasks:
-        raise InputError(
-            f"{path} holds no task; add one with gt_video_path and generated_video_path"
-        )
-    return settings, tasks
+    """The settings and the tasks of a YAML file; see `config.load_tasks`."""
+    return load_tasks(
+        path, EvaluateSettings, EvaluateTask, ("gt_video_path", "generated_video_path")
+    )
 
 
 def pair(
