@@ -16,20 +16,29 @@ test: $(VENV)/ready
 test-full: test
 	$(BIN)/python -m pytest -q -s -m full
 
-# Until the demo pack is trained: the networks against what the original PyTorch ones computed.
-demo: $(VENV)/ready
-	$(BIN)/unavglip parity tests/vectors
+# Needs no more than dubbing does, a voice and a photograph; in particular no PyTorch.
+demo: $(VENV)/ready-demo
+	$(BIN)/unavglip demo --output demo
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(VENV)/ready: pyproject.toml
+define VENV_WITH_PIP
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or later is needed"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+endef
+
+$(VENV)/ready: pyproject.toml
+	$(VENV_WITH_PIP)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/ready-demo
+
+$(VENV)/ready-demo: pyproject.toml
+	$(VENV_WITH_PIP)
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
 clean:

@@ -32,9 +32,14 @@ app.command(published_files, name="assets", help="Published files: list them, ma
 
 # Packages that an extra brings; dubbing needs none of them.
 EXTRAS = dict.fromkeys(("diffusers", "torch", "transformers"), "eval")
-EXTRAS |= {"huggingface_hub": "convert"}
+EXTRAS |= {"huggingface_hub": "convert", "skimage": "demo"}
 EXTRAS |= dict.fromkeys(("grain", "matplotlib", "optax", "orbax", "scenedetect"), "train")
 EXTRAS |= dict.fromkeys(("tensorboardX", "tensorflow_datasets"), "train")
+
+DEMONSTRATION = (
+    "without a pack the demonstration's is used, small networks trained on drawn heads; for full-size ones "
+    "run `unavglip assets fetch musetalk_v15 --output packs/musetalk15` and give `--pack packs/musetalk15`"
+)
 
 
 @convert.command(name="musetalk")
@@ -182,6 +187,23 @@ def dub(
     run_tasks({"the task": task}, settings, quiet)
 
 
+@app.command
+def demo(output: Path = Path("demo"), quiet: bool = False) -> None:
+    """Make a photograph talk, dub it with another sentence by the demonstration pack, and measure.
+
+    Args:
+      output: folder of the videos, the recording and the pictures.
+      quiet: no progress bars.
+    """
+    from unavglip_jax import demo
+
+    keep_compiled()
+    figures = demo.make(output, quiet=quiet)
+    print(demo.summary(figures))
+    for name in demo.FILES:
+        print(f"wrote {output / name}")
+
+
 def train(
     config: Path,
     changes: tyro.conf.Positional[tuple[str, ...]] = (),
@@ -213,9 +235,7 @@ def infer(config: Path, quiet: bool = False) -> None:
       quiet: no progress bars.
     """
     settings, tasks = read_tasks(config)
-    if settings is None:
-        raise InputError(f"{config} has no settings; add them beside the tasks, at least `pack`")
-    run_tasks(tasks, settings, quiet)
+    run_tasks(tasks, settings or Settings(), quiet)
 
 
 def run_tasks(tasks: dict[str, Task], settings: Settings, quiet: bool) -> None:
@@ -223,6 +243,8 @@ def run_tasks(tasks: dict[str, Task], settings: Settings, quiet: bool) -> None:
     from unavglip_jax.dubbing import dub, generator
 
     check_outputs(tasks, settings)
+    if settings.pack == assets.DEMO:
+        print(DEMONSTRATION, file=sys.stderr)
     keep_compiled()
     networks = generator.load(settings.pack, settings.dtype)
     failed = []

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+import pydantic
+
+from unavglip_jax import assets
 from unavglip_jax.config import Config, Dtype, InputError, load_tasks
 from unavglip_jax.media.video import Encoding
 
@@ -46,7 +49,8 @@ class Settings(Config):
     """How to dub, for all tasks.
 
     Attributes:
-      pack: the networks (`unavglip convert` makes packs).
+      pack: the networks (`unavglip convert` makes packs); by default small ones for demonstration, trained
+        on drawn heads.
       result_dir: where outputs without a name of their own go.
       insightface: folder of the insightface pack that the pack's embeddings come from.
       batch_size: frames that the device works on at once.
@@ -64,7 +68,7 @@ class Settings(Config):
       contact_sheet: also write a PNG of moments of the result.
     """
 
-    pack: Path
+    pack: Path = pydantic.Field(default_factory=lambda: assets.DEMO)
     result_dir: Path = Path("results")
     insightface: Path | None = None
     batch_size: int = 8
