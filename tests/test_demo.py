@@ -44,7 +44,7 @@ def run(*arguments, monkeypatch):
 
 
 def test_the_demonstration(demo_pack, monkeypatch, tmp_path, capsys):
-    short = functools.partial(demo.make, seconds=1, size=256)
+    short = functools.partial(demo.make, seconds=1, size=160)
     monkeypatch.setattr(demo, "make", short)
     run("demo", "--output", tmp_path / "demo", "--quiet", monkeypatch=monkeypatch)
     said = capsys.readouterr().out
@@ -53,8 +53,8 @@ def test_the_demonstration(demo_pack, monkeypatch, tmp_path, capsys):
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     assert made == set(demo.FILES)
     dubbed = video.describe(tmp_path / "demo/dubbed.mp4")
-    assert (dubbed.frames, dubbed.fps, dubbed.width) == (25, demo.FPS, 256)
-    assert video.describe(tmp_path / "demo/dubbed_side_by_side.mp4").width == 512
+    assert (dubbed.frames, dubbed.fps, dubbed.width) == (25, demo.FPS, 160)
+    assert video.describe(tmp_path / "demo/dubbed_side_by_side.mp4").width == 320
     sound = video.read_audio(tmp_path / "demo/sentence.wav")
     assert len(sound) == 16000
     assert not np.allclose(
@@ -64,7 +64,7 @@ def test_the_demonstration(demo_pack, monkeypatch, tmp_path, capsys):
 
 def test_lips_of_the_source_are_measured_as_they_were_drawn(tmp_path):
     """The measure of the dubbed lips, on lips whose truth is known."""
-    said = demo.lasting(demo.speak(demo.SAID, demo.VOICE, demo.WORDS_A_MINUTE), 2.5)
+    said = demo.lasting(demo.speak(demo.SAID, demo.VOICE, demo.WORDS_A_MINUTE), 2)
     demo.draw_astronaut(tmp_path / "a.mp4", said, 256, quiet=True)
     gaps = demo.lip_gaps(tmp_path / "a.mp4")
     found = demo.gap_correlation(gaps, demo.opening(said, len(gaps)))

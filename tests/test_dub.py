@@ -386,7 +386,7 @@ def test_task_files_are_checked(tmp_path):
         ("a: {video_path: v.mp4, audio_path: a.wav, colour: red}", "colour"),
         ("a: 3", "a task holds fields"),
         ("settings: {pack: p}", "holds no task"),
-        ("settings: {}", "settings: pack"),
+        ("settings: {size: 1}", "settings: size"),
         ("[1, 2]", "must hold a mapping"),
         ("a: [", "not valid YAML"),
     ):
