@@ -24,6 +24,7 @@ from absl import flags
 from jaxtyping import Bool, Float, Float32, Int
 
 from unavglip_jax.config import AudioFrontEnd, Config, InputError
+from unavglip_jax.data.augment import vary
 from unavglip_jax.data.clips import FPS, Clip, Clips, Description, decode_frame, person_of
 from unavglip_jax.media import audio
 
@@ -81,6 +82,7 @@ class SampleOptions(Config):
       farthest: largest distance, if there is one.
       n_cond: identity embeddings.
       identity_dropout: share of the samples whose embeddings are all zero.
+      augment: whether pictures are changed at random (`augment.vary`).
     """
 
     fields: tuple[Field, ...] = get_args(Field)
@@ -90,6 +92,7 @@ class SampleOptions(Config):
     farthest: pydantic.PositiveInt | None = None
     n_cond: pydantic.PositiveInt = 4
     identity_dropout: float = pydantic.Field(default=0.0, ge=0, le=1)
+    augment: bool = False
 
     @pydantic.model_validator(mode="after")
     def _in_order(self):
@@ -166,7 +169,8 @@ def sample(
         out["mel_wrong"] = mel_rows(clip.samples, int(rng.choice(others)), length)
     if "identity" in wanted:
         out["identity"] = embeddings(clip.identity, options, rng)
-    return {name: array for name, array in out.items() if name in wanted}
+    out = {name: array for name, array in out.items() if name in wanted}
+    return vary(out, rng) if options.augment else out
 
 
 def pictures(clip: Clip, frames: np.ndarray, description: Description) -> np.ndarray:
@@ -376,9 +380,10 @@ def validation_dataset(
 ) -> grain.IterDataset:
     """One sample of every clip, always the same, in order; arguments as `train_dataset`'s.
 
-    Embeddings are not dropped. Every process gets as many batches; what fills the last up is not `valid`.
+    Embeddings are not dropped and pictures not changed. Every process gets as many batches; what fills the
+    last up is not `valid`.
     """
-    options = options.replace(identity_dropout=0.0)
+    options = options.replace(identity_dropout=0.0, augment=False)
     check_fields(description, options)
     padded = -(-len(source) // batch_size) * batch_size
     transform = Sample(source, description, options, padded=True)
