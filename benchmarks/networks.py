@@ -32,11 +32,11 @@ from rich.table import Table
 from torch import nn
 
 from unavglip_jax import params as P
-from unavglip_jax.dubbing.generator import compiler_options
 from unavglip_jax.evaluation import torch_networks
 from unavglip_jax.models.unet import UNet, UNetConfig, cache_identity, fold_timestep, merge_lora
 from unavglip_jax.models.vae import VAE, VAEConfig
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
+from unavglip_jax.params import compiler_options
 
 ON_GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if ON_GPU else "float32"

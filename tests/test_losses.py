@@ -100,6 +100,12 @@ def test_pixel_l1_is_the_mean_of_what_the_weights_choose():
     assert losses.pixel_l1(b + 0.25, b, weight) == pytest.approx(0.25, rel=1e-5)
     assert losses.pixel_l1(a, b, 0 * weight) == 0
     assert losses.latent_l1(a, b) == pytest.approx(wrong.mean(), rel=1e-6)
+    # A map four times as large: each latent counts by the share of its square that is marked.
+    marked = np.zeros((len(a), 4 * a.shape[1], 4 * a.shape[2], 1), np.float32)
+    marked[:, :2, :4] = 1  # half of the first square
+    marked[:, 4:8, 4:8] = 1  # all of one
+    expected = (0.5 * wrong[:, 0, 0] + wrong[:, 1, 1]).sum() / (1.5 * len(a) * a.shape[-1])
+    assert losses.latent_l1(a, b, marked) == pytest.approx(expected, rel=1e-6)
 
 
 def test_lower_half_of_an_odd_height_is_the_longer_one():

@@ -11,7 +11,7 @@ from comparing import channels_first, channels_last, randomise, relative_error
 from unavglip_jax import params
 from unavglip_jax.convert import vae
 from unavglip_jax.convert.state_dict import ConversionError
-from unavglip_jax.models.vae import VAE, VAEConfig
+from unavglip_jax.models.vae import VAE, VAEConfig, fold, unfold
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +107,24 @@ def test_bfloat16_stays_near_float32(ours):
 def test_full_size_has_the_published_number_of_parameters():
     _, shapes = params.abstract(VAE, VAEConfig())
     assert (params.count(shapes), len(shapes)) == (83_653_863, 248)
+
+
+def test_patches_are_pixels_in_another_order():
+    x = images(2, 8, 12, 3)
+    patches = fold(x, 4)
+    # PyTorch's order is colour by colour, ours pixel by pixel
+    theirs = torch.nn.functional.pixel_unshuffle(torch.tensor(channels_first(x)), 4)
+    theirs = theirs.reshape(2, 3, 16, 2, 3).permute(0, 3, 4, 2, 1).reshape(2, 2, 3, 48)
+    assert np.array_equal(patches, theirs)
+    assert np.array_equal(unfold(patches, 4), x)
+
+
+def test_patches_shrink_the_latents_and_come_back_as_images():
+    config = VAEConfig(
+        patch_size=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
+    )
+    weights = params.init(VAE, config, jax.random.key(0, impl="rbg"))
+    vae = params.bind(params.abstract(VAE, config)[0], weights)
+    latents = vae.encode(images(1, 32, 64, 3))
+    assert latents.shape == (1, 4, 8, 4)
+    assert vae.decode(latents).shape == (1, 32, 64, 3)

@@ -93,6 +93,16 @@ def apply(graphdef, weights: Params, x: Array, option: str | None) -> Array:
     return network(x) if option is None else network(x, option)
 
 
+def compiler_options() -> dict[str, str] | None:
+    """On a CPU: XLA's own convolutions, because YNN's pack their weights anew at every call.
+
+    Products of matrices stay with YNN. It makes the full UNet a third faster at batch 1.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+
 def flatten(state) -> Params:
     """`nnx.State` -> `{path: leaf}`."""
     return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}

@@ -94,17 +94,7 @@ def placements(devices: list) -> tuple[NamedSharding, NamedSharding]:
 @cache
 def compiled_step() -> Callable:
     """`one_step`, compiled once for a pack and a batch size."""
-    return jax.jit(one_step, static_argnums=0, compiler_options=compiler_options())
-
-
-def compiler_options() -> dict[str, str] | None:
-    """On a CPU: XLA's own convolutions, because YNN's pack their weights anew at every call.
-
-    Products of matrices stay with YNN. It makes the full UNet a third faster at batch 1.
-    """
-    if jax.default_backend() != "cpu":
-        return None
-    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    return jax.jit(one_step, static_argnums=0, compiler_options=params.compiler_options())
 
 
 def one_step(graphs, weights, crops, references, hidden, indices, rows, guide_scale):

@@ -13,11 +13,14 @@ class VAEConfig(NetworkConfig):
     """Shape of the auto-encoder; every level but the last halves the resolution.
 
     Attributes:
+      patch_size: side of the squares of pixels that are the channels of the first and last convolution; 1
+        for single pixels, as published. Small networks spend most of their time at full resolution.
       remat: while training, keep only what goes between resnets.
     """
 
     in_channels: int = 3
     out_channels: int = 3
+    patch_size: int = 1
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     latent_channels: int = 4
@@ -42,7 +45,8 @@ class VAE(nnx.Module):
         self, images: Float[Array, "B H W 3"]
     ) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
         """Mean and log-variance (clipped to [-30, 20]) of the posterior of images in [-1, 1]."""
-        mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
+        patches = fold(images, self.config.patch_size)
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(patches)), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
@@ -51,7 +55,22 @@ class VAE(nnx.Module):
 
     def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """Images, about [-1, 1] and not clipped, of latents scaled as `encode` scales them."""
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        patches = self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        return unfold(patches, self.config.patch_size)
+
+
+def fold(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B H/side W/side side*side*C"]:
+    """Squares of pixels as channels: row by row, each pixel's colours together."""
+    batch, height, width, colours = images.shape
+    squares = images.reshape(batch, height // side, side, width // side, side, colours)
+    return squares.swapaxes(2, 3).reshape(batch, height // side, width // side, -1)
+
+
+def unfold(patches: Float[Array, "B h w P"], side: int) -> Float[Array, "B h*side w*side P/side/side"]:
+    """The inverse of `fold`."""
+    batch, height, width, _ = patches.shape
+    squares = patches.reshape(batch, height, width, side, side, -1).swapaxes(2, 3)
+    return squares.reshape(batch, height * side, width * side, -1)
 
 
 class Encoder(nnx.Module):
@@ -60,7 +79,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, **kw):
         self.remat = config.remat
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = layers.conv(config.in_channels, widths[0], padding=1, **kw)
+        inputs = config.in_channels * config.patch_size**2
+        self.conv_in = layers.conv(inputs, widths[0], padding=1, **kw)
         self.down_blocks = nnx.List()
         before = (widths[0], *widths)
         for level, width in enumerate(widths):
@@ -107,7 +127,8 @@ class Decoder(nnx.Module):
             self.up_blocks.append(block)
         kw["dtype"] = jnp.float32
         self.conv_norm_out = layers.group_norm(widths[-1], groups, 1e-6, **kw)
-        self.conv_out = layers.conv(widths[-1], config.out_channels, padding=1, **kw)
+        outputs = config.out_channels * config.patch_size**2
+        self.conv_out = layers.conv(widths[-1], outputs, padding=1, **kw)
 
     def __call__(self, x):
         x = layers.run(self.remat, self.mid_block, self.conv_in(x))

@@ -1,6 +1,7 @@
 """Training the generator: UnAvgLip's adapter over a frozen MuseTalk UNet, or the whole UNet."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -147,8 +148,12 @@ def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Arr
     target, landmarks = images(batch["target"]), batch["landmarks"].reshape(-1, 68, 2)
     hidden = batch["hidden"].reshape(-1, *size, 1).astype(jnp.float32)
     clips = prediction.reshape(*batch["target"].shape[:2], *size, 3)
+    true_latents = cache(lambda: models["vae"].encode(target))  # of whichever terms need them
+    latent = lambda weight=None: losses.latent_l1(latents, true_latents(), weight)
     others = {
-        "latent": lambda: losses.latent_l1(latents, models["vae"].encode(target)),
+        "latent": latent,
+        "latent_hidden": lambda: latent(hidden),
+        "latent_mouth": lambda: latent(losses.mouth_weight(landmarks, size)),
         "perceptual": lambda: losses.perceptual(models["vgg19"], prediction, target),
         "sync": lambda: sync_loss(models, batch, clips),
         "identity": lambda: losses.identity(

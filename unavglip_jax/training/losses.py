@@ -57,9 +57,28 @@ def gradient_l1(prediction: Images, target: Images, weight: Weight | None = None
     return total
 
 
-def latent_l1(prediction: Float[Array, "B h w C"], target: Float[Array, "B h w C"]) -> Scalar:
-    """Mean absolute difference of scaled latents. Published weight: 1 (MuseTalk 1.0)."""
-    return jnp.abs(difference(prediction, target)).mean()
+def latent_l1(
+    prediction: Float[Array, "B h w C"],
+    target: Float[Array, "B h w C"],
+    weight: Weight | None = None,
+) -> Scalar:
+    """Mean absolute difference of scaled latents. Published weight: 1 (MuseTalk 1.0).
+
+    Args:
+      prediction: the UNet's.
+      target: the true image's.
+      weight: a map in the image's size that says which part counts.
+    """
+    if weight is not None:
+        weight = shrunk(weight, prediction.shape[1:3])
+    return mean(jnp.abs(difference(prediction, target)), weight)
+
+
+def shrunk(weight: Float[Array, "B H W 1"], size: tuple[int, int]) -> Float[Array, "B h w 1"]:
+    """Means over the squares of a map that become one pixel each."""
+    batch, height, width, _ = weight.shape
+    (rows, columns), mean = size, (2, 4)
+    return weight.reshape(batch, rows, height // rows, columns, width // columns, 1).mean(mean)
 
 
 def psnr(prediction: Images, target: Images, weight: Float[Array, "B H W 1"]) -> Float[Array, " B"]:

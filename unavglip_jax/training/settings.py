@@ -24,7 +24,8 @@ class Losses(Config):
     Attributes:
       pixel: L1 of the whole image; `pixel_lower_half`, `pixel_mouth` of that part.
       gradient: L1 of image gradients on the hidden part.
-      latent: L1 of latents.
+      latent: L1 of latents; `latent_hidden`, `latent_mouth` of that part, which need no decoding and so
+        cost half as much as those of pixels.
       perceptual: UnAvgLip's, relu3_3 of VGG19 on the lower half.
       pyramid: MuseTalk 1.5's, VGG19 at four scales.
       lpips: LPIPS.
@@ -39,6 +40,8 @@ class Losses(Config):
     pixel_mouth: float = 0.0
     gradient: float = 0.0
     latent: float = 0.0
+    latent_hidden: float = 0.0
+    latent_mouth: float = 0.0
     perceptual: float = 0.0
     pyramid: float = 0.0
     lpips: float = 0.0

@@ -208,6 +208,5 @@ def compiled(
     """`make_update`'s, compiled for these arrays; it keeps where they lie, and gives the state away."""
     update = make_update(objective, settings, mesh)
     kept = jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)
-    return (
-        jax.jit(update, donate_argnums=0, out_shardings=kept).lower(state, frozen, batch).compile()
-    )
+    lowered = jax.jit(update, donate_argnums=0, out_shardings=kept).lower(state, frozen, batch)
+    return lowered.compile(params.compiler_options())
