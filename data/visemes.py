@@ -87,6 +87,9 @@ PAUSE_DELAY, PAUSE_EARLY = (
 )  # seconds by which the mouth closes late and opens early in pauses
 SMOOTHING = 0.012  # seconds, standard deviation
 STEP = 0.005  # seconds between the points at which the curves are computed
+REACH = (
+    2.0  # seconds from which on a target counts for nothing; dominance falls e-fold in at most 0.08
+)
 
 # Seconds that lips take to press, and to part with the jaw.
 PRESSING, PARTING = 0.055, 0.07
@@ -194,7 +197,17 @@ def units_of(symbol: str) -> list[str]:
 
 
 def dominated(targets: list[Gesture], grid: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 3"]:
-    """Open, wide and round: means of all targets weighted by their dominance at each time."""
+    """Open, wide and round: means of the targets weighted by their dominance at each time.
+
+    A target that is seconds away counts for nothing, and is left out, or long speech would take long.
+    """
+    parts = np.array_split(grid, max(1, round(len(grid) * STEP / REACH)))
+    near = lambda t, part: part[0] - REACH < t.stop and t.start < part[-1] + REACH
+    return np.concatenate([weighed([t for t in targets if near(t, p)], p) for p in parts])
+
+
+def weighed(targets: list[Gesture], grid: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 3"]:
+    """`dominated` for some of the targets."""
     start, stop = (
         np.array([getattr(g, side) for g in targets])[:, None] for side in Gesture._fields[:2]
     )

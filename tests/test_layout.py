@@ -50,7 +50,9 @@ def test_flax_stays_in_models_and_params():
 
 def test_media_faces_and_the_input_pipeline_are_free_of_jax():
     files = sources("unavglip_jax/media", "unavglip_jax/faces")
-    files += [ROOT / f"data/{name}.py" for name in ("augment", "clips", "footage", "pipeline", "settings")]
+    files += [
+        ROOT / f"data/{name}.py" for name in ("augment", "clips", "footage", "pipeline", "settings")
+    ]
     for path in files:
         assert not top(imports(path)) & {"jax", "flax"}, path
         assert not inside(imports(path)) & {"models", "params"}, path

@@ -66,7 +66,9 @@ def fold(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B H/side W
     return squares.swapaxes(2, 3).reshape(batch, height // side, width // side, -1)
 
 
-def unfold(patches: Float[Array, "B h w P"], side: int) -> Float[Array, "B h*side w*side P/side/side"]:
+def unfold(
+    patches: Float[Array, "B h w P"], side: int
+) -> Float[Array, "B h*side w*side P/side/side"]:
     """The inverse of `fold`."""
     batch, height, width, _ = patches.shape
     squares = patches.reshape(batch, height, width, side, side, -1).swapaxes(2, 3)
