@@ -12,6 +12,7 @@ take turns, each time in a new process; a figure is the median of the rounds. On
 second and samples per second of processor time agree; the latter is what counts where others work too.
 """
 
+import functools
 import multiprocessing
 import os
 import platform
@@ -46,6 +47,8 @@ class Options:
 
     Attributes:
       videos: clips in the data set.
+      repeats: how often ours lists each. Grain's shuffle of N clips takes 65536 / N steps for each of them,
+        which with a dozen is milliseconds; a data set to train on has hundreds.
       seconds: length of a clip.
       quality: of the JPEG files.
       batch_size: samples a batch.
@@ -55,6 +58,7 @@ class Options:
     """
 
     videos: int = 12
+    repeats: int = 40
     seconds: float = 6.0
     quality: int = 95
     batch_size: int = 8
@@ -134,7 +138,8 @@ class Files(torch.utils.data.Dataset):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.videos = sorted(path.name for path in (folder / "images").iterdir())
+        videos = sorted((folder / "images").iterdir())
+        self.counts = [(path.name, len(os.listdir(path))) for path in videos]
 
     def __len__(self) -> int:
         return 100_000  # an index means nothing: every sample is a random one
@@ -147,8 +152,7 @@ class Files(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(index)
-        video = self.videos[rng.integers(len(self.videos))]
-        count = len(os.listdir(self.folder / "images" / video))
+        video, count = self.counts[rng.integers(len(self.counts))]
         while True:
             t, r = rng.integers(2, count - 6), rng.integers(0, count - 4)
             if abs(t - r) >= 6:
@@ -178,9 +182,14 @@ def librosa_mel(samples: np.ndarray) -> np.ndarray:
     """Wav2Lip's mel of a whole recording with librosa, float32 (80, T)."""
     emphasised = np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])
     spectrum = np.abs(librosa.stft(emphasised, n_fft=800, hop_length=200, win_length=800))
-    bank = librosa.filters.mel(sr=16_000, n_fft=800, n_mels=80, fmin=55, fmax=7600)
-    decibels = 20 * np.log10(np.maximum(1e-5, bank @ spectrum)) - 20
+    decibels = 20 * np.log10(np.maximum(1e-5, mel_bank() @ spectrum)) - 20
     return np.clip(8 * (decibels + 100) / 100 - 4, -4, 4).astype(np.float32)
+
+
+@functools.cache
+def mel_bank() -> np.ndarray:
+    """The filters, which upstream makes once too."""
+    return librosa.filters.mel(sr=16_000, n_fft=800, n_mels=80, fmin=55, fmax=7600)
 
 
 def torch_batches(folder: Path, options: Options, workers: int, seed: int) -> Iterator:
@@ -198,6 +207,7 @@ def torch_batches(folder: Path, options: Options, workers: int, seed: int) -> It
 
 def grain_batches(folder: Path, options: Options, workers: int, seed: int) -> Iterator:
     source, description = clips.open_data_set(folder / "ours", "train")
+    source.records.places *= options.repeats  # see Options
     wanted = pipeline.SampleOptions(fields=FIELDS, n_cond=1)
     return iter(
         pipeline.train_dataset(

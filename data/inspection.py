@@ -159,7 +159,7 @@ def verify(folder: str | Path, console: Console | None = None) -> int:
     _, description = open_data_set(folder, "train")
     names, places, problems, clips = Counter(), {}, 0, 0
     for split in description.sources:
-        source, _ = open_data_set(folder, split)
+        source, _ = open_data_set(folder, split, checked=True)
         for number in track(range(len(source)), f"checking {split}", console=console):
             clips += 1
             for problem in record_problems(source, number, description, split, names, places):

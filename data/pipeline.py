@@ -413,8 +413,8 @@ def batches(
 def keep_memory(*_) -> None:
     """Makes this process keep up to 256 MiB that it has freed, where the C library is GNU's.
 
-    A record is some megabytes, in several copies. By default each is given back to the system at once and
-    asked for anew, page by page, which takes longer than everything else about a sample.
+    A record is some megabytes, and so is a batch. By default each is given back to the system at once and
+    asked for anew, page by page, which takes longer than decoding the pictures.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

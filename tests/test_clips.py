@@ -20,7 +20,7 @@ from tiny_data import (
     write,
 )
 from unavglip_jax.config import InputError
-from unavglip_jax.data import clips, inspection
+from unavglip_jax.data import clips, inspection, records
 from unavglip_jax.data.clips import build, open_data_set
 
 
@@ -112,6 +112,47 @@ def test_clips_are_a_sequence_in_the_order_of_their_names(data_set):
     assert same(source[-1], source[3]) and description.shortest == 40
     with pytest.raises(IndexError):
         source[4]
+
+
+def test_clips_read_with_and_without_tfds_are_the_same(data_set, monkeypatch):
+    plain, checked = (open_data_set(data_set, "train", checked)[0] for checked in (False, True))
+    assert all(same(one, other) for one, other in zip(plain, checked, strict=True))
+    monkeypatch.setattr(records, "BUFFERS", 2)
+    assert same(plain[3], checked[3]) and max(size for *_, size in plain.records.places) > 2**16
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 1, 3, 4, 20, 42, 43, 44])
+def test_records_are_found_wherever_a_block_ends(tmp_path, offset):
+    """The second of these records begins `offset` bytes behind the first block, and its chunk 43 before."""
+    path, wanted = tmp_path / "file", [bytes(65384 + offset), b"second", bytes(3 * 2**16), b""]
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for record in wanted:
+        writer.write(record)
+    writer.close()
+    places = [(begin, size) for _, begin, size in records.Records([path], [4]).places]
+    assert places[1][0] == records.BODY + offset
+    assert [bytes(records.read(path, *place)) for place in places] == wanted
+
+
+def test_records_that_are_compressed_and_files_cut_short_are_refused(tmp_path):
+    path = tmp_path / "file"
+    for options, message in (
+        ("group_size:1", "compressed"),
+        ("group_size:2,uncompressed", "groups"),
+    ):
+        writer = array_record_module.ArrayRecordWriter(str(path), options)
+        for _ in range(2):
+            writer.write(bytes(1000))
+        writer.close()
+        with pytest.raises(ValueError, match=message):
+            records.Records([path], [2])
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    writer.write(bytes(100_000))
+    writer.close()
+    ((_, *place),) = records.Records([path], [1]).places
+    path.write_bytes(path.read_bytes()[:90_000])
+    with pytest.raises(OSError, match="ends at byte 90000"):
+        records.read(path, *place)
 
 
 def test_records_are_stored_as_they_are(data_set):
