@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0 # a release with a CPU build; newer ones pull gigabytes of CUDA
 
-.PHONY: test test-full demo format clean
+.PHONY: test test-full demo train-demo format clean
 
 test: $(VENV)/ready
 	$(BIN)/ruff format --check .
@@ -19,6 +19,10 @@ test-full: test
 # Needs no more than dubbing does, a voice and a photograph; in particular no PyTorch.
 demo: $(VENV)/ready-demo
 	$(BIN)/unavglip demo --output demo
+
+# The demonstration pack from nothing, in hours; what was done is not done again.
+train-demo: $(VENV)/ready
+	$(BIN)/python -m unavglip_jax.training.demo --folder runs/demo
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -6,9 +6,10 @@ from jaxtyping import Array
 
 from unavglip_jax.config import InputError
 from unavglip_jax.data.pipeline import SampleOptions
+from unavglip_jax.params import Params
 from unavglip_jax.training import adversary, losses
 from unavglip_jax.training.dubbing import EXPERTS, images, weighted
-from unavglip_jax.training.objective import Batch, Models, Objective, load, named
+from unavglip_jax.training.objective import Batch, Models, Objective, found, load, named
 from unavglip_jax.training.settings import Settings
 
 TERMS = ("pixel", "pixel_lower_half", "pixel_mouth", "gradient", "pyramid", "lpips")
@@ -24,10 +25,10 @@ def build(settings: Settings) -> Objective:
     others = [k for k, v in weight if v and k not in (*TERMS, "adversarial", "matching")]
     if others:
         raise InputError(f"losses.{others[0]} is not a term of an auto-encoder; set it to 0")
-    networks, weights = {}, {}
-    networks["vae"], weights["vae"] = load(
-        settings, "vae", "training an auto-encoder", trained=True, remat=settings.remat
-    )
+    networks, weights, why = {}, {}, "training an auto-encoder"
+    networks["vae"], weights["vae"] = load(settings, "vae", why, trained=True, remat=settings.remat)
+    if not found(settings, "vae", why, trained=True):
+        weights["vae"] = quieter(weights["vae"])
     for name in {expert for term, expert in EXPERTS.items() if getattr(weight, term)}:
         networks[name], weights[name] = load(settings, name, "a loss")
     if adversary.wanted(weight):
@@ -42,6 +43,15 @@ def build(settings: Settings) -> Objective:
         evaluate=evaluate,
         makes=("vae",),
     )
+
+
+def quieter(weights: Params) -> Params:
+    """A new auto-encoder whose latents are drawn with a deviation of about e^-2.
+
+    They would begin with as much noise as signal, and lose it slowly.
+    """
+    bias = weights["quant_conv/bias"]
+    return weights | {"quant_conv/bias": bias.at[len(bias) // 2 :].add(-4.0)}
 
 
 def sample(settings: Settings) -> SampleOptions:

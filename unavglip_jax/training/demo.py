@@ -1,0 +1,139 @@
+"""The demonstration pack from nothing: `python -m unavglip_jax.training.demo --folder runs/demo`.
+
+Drawn heads speak, and everything is learnt from them: an audio encoder from speech alone, an auto-encoder
+and a face embedder from some of the heads, then the UNet, and UnAvgLip's adapter over it. What each run
+does is in `configs/train/demo_*.yaml`. A second run goes on where the first one stopped.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from unavglip_jax import assets, configs
+from unavglip_jax.data import preprocess, synth
+from unavglip_jax.data.settings import PreprocessSettings
+from unavglip_jax.models.whisper import WhisperConfig
+from unavglip_jax.training import export, hearing, loop, settings
+
+SEED = 11  # of the heads; those that are measured have another
+DESCRIPTION = {
+    "system": "musetalk",
+    "audio_front_end": "v15",
+    "crop": "musetalk_v15",
+    "mask": "mouth_and_jaw",
+    "image_size": 128,
+    "identity": {"embedder": "identity", "normalisation": "unit"},
+}
+WHISPER = WhisperConfig(n_audio_state=128, n_audio_head=4, n_audio_layer=0)
+LICENCE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make.
+
+    Attributes:
+      folder: of everything; a second run goes on in it.
+      identities: drawn people, of one second each.
+      few: of these, those that auto-encoder and embedder learn from.
+      photographs: clips of two seconds of the warped astronaut besides.
+      recordings: of up to 30 s, that the audio encoder learns from.
+      scale: factor of all numbers of steps.
+    """
+
+    folder: Path = Path("runs/demo")
+    identities: int = 1300
+    few: int = 320
+    photographs: int = 60
+    recordings: int = 400
+    scale: float = 1.0
+
+
+def main(options: Options) -> None:
+    """Runs all stages that are not done."""
+    console, began, folder = Console(), time.perf_counter(), options.folder
+
+    def done(stage: str) -> None:
+        console.print(f"{stage}: done after {time.perf_counter() - began:.0f} s")
+
+    heads, photographs = folder / "heads/drawn", folder / "heads/photographs"
+    few = folder / "heads/few"
+    synth.synthesise(options.few, 1, 1.0, 208, few, SEED, photograph_share=0.0)
+    synth.synthesise(options.identities, 1, 1.0, 208, heads, SEED, photograph_share=0.0)
+    synth.synthesise(options.photographs, 1, 2.0, 512, photographs, SEED, photograph_share=1.0)
+    done("heads")
+    whisper = hearing_pack(folder / "packs/whisper", options)
+    done("audio encoder")
+    plain = data_set(few, folder / "sets/plain", whisper, identities=0)
+    vae = trained("vae", folder, whisper, plain, options)
+    done("auto-encoder")
+    embedded = trained("identity", folder, vae, plain, options)
+    done("face embedder")
+    data = data_set(folder / "heads", folder / "sets/embedded", embedded, identities=4)
+    unet = trained("unet", folder, embedded, data, options)
+    done("UNet")
+    sharp = trained("sharpen", folder, unet, data, options)
+    done("UNet, sharper")
+    adapter = trained("adapter", folder, sharp, data, options)
+    done("adapter")
+    shrink(adapter, folder / "packs/demo")
+    console.print(f"wrote {folder / 'packs/demo'}")
+
+
+def hearing_pack(folder: Path, options: Options) -> Path:
+    """A pack with nothing but the audio encoder."""
+    if not folder.exists():
+        steps = max(2, round(5000 * options.scale))
+        weights, report = hearing.pretrain(WHISPER, "v15", options.recordings, steps)
+        print(report)
+        source = f"learnt from {options.recordings} synthetic recordings, {steps} steps"
+        assets.write_pack(folder, DESCRIPTION, {"whisper": (WHISPER, weights, source, LICENCE)})
+    return folder
+
+
+def data_set(videos: Path, folder: Path, pack: Path, identities: int) -> Path:
+    """The clips of some heads; a person is a folder."""
+    chosen = PreprocessSettings(
+        min_seconds=0.48, min_face=60, identities=identities, max_offset=None, people="folder"
+    )
+    preprocess.preprocess(videos, folder, pack, chosen, quiet=True)
+    return folder
+
+
+def trained(name: str, folder: Path, pack: Path, data: Path, options: Options) -> Path:
+    """The pack with what `demo_{name}.yaml` trains in it."""
+    result = folder / "packs" / name
+    if not result.exists():
+        path = Path(configs.__file__).parent / f"train/demo_{name}.yaml"
+        found = settings.read(path)
+        found = found.replace(
+            objective=found.objective.replace(pack=pack),
+            data=found.data.replace(path=data),
+            output=folder / "runs" / name,
+            steps=max(2, round(found.steps * options.scale)),
+        )
+        loop.train(found)
+        export.export(found.output, result)
+    return result
+
+
+def shrink(pack: Path, output: Path) -> None:
+    """A copy of a pack whose weights are kept in float16, of half the size."""
+    if output.exists():
+        return
+    found, networks = assets.read_pack(pack), {}
+    for name, component in found.components.items():
+        config, weights = assets.load_component(pack, name)
+        half = {k: jnp.asarray(v, jnp.float16) for k, v in weights.items()}
+        networks[name] = (config, half, component.source, LICENCE)
+    assets.write_pack(output, found.model_dump(mode="json", exclude={"components"}), networks)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", str(assets.cache_folder() / "compiled"))
+    main(tyro.cli(Options))
