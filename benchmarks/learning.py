@@ -207,7 +207,14 @@ def ablation(settings: Settings, console: Console) -> None:
         "another clip's sound": lambda batch: (
             batch | {"windows": jnp.roll(batch["windows"], 1, axis=0)}
         ),
-        "without identity": lambda batch: batch | {"identity": jnp.zeros_like(batch["identity"])},
+        # The person to compare with is still known.
+        "without identity": lambda batch: (
+            batch | {"identity": jnp.zeros_like(batch["identity"]), "person": batch["identity"]}
+        ),
+        "another's identity": lambda batch: (
+            batch
+            | {"identity": jnp.roll(batch["identity"], 1, axis=0), "person": batch["identity"]}
+        ),
     }
     sums: dict[str, dict[str, float]] = {name: {} for name in changes}
     rows = 0.0
@@ -219,14 +226,10 @@ def ablation(settings: Settings, console: Console) -> None:
             rows += len(batch["target"])
             batch = {k: jnp.asarray(v) for k, v in batch.items()}
             for name, change in changes.items():
-                given = change(batch)
-                found = evaluate(given)
-                if name == "without identity":  # the person to compare with is still known
-                    found = {k: v for k, v in found.items() if "identity" not in k}
-                for key, value in found.items():
+                for key, value in evaluate(change(batch)).items():
                     sums[name][key] = sums[name].get(key, 0.0) + float(value.sum())
     table = Table("", "L1 hidden", "L1 mouth", "identity", title="adapter on held-out people")
-    show = lambda found, key: f"{found[key] / rows:.4f}" if key in found else "-"
+    show = lambda found, key: f"{found[key] / rows:.4f}"
     keys = ("l1_hidden", "l1_mouth", "identity")
     table.add_row("frozen base", *(show(sums["all"], f"base_{k}") for k in keys))
     for name, found in sums.items():

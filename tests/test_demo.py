@@ -15,6 +15,7 @@ from unavglip_jax.config import InputError
 from unavglip_jax.data.speech import PAUSE, Phoneme, Speech
 from unavglip_jax.dubbing import tasks
 from unavglip_jax.media import video
+from unavglip_jax.training import demo as train_demo
 from unavglip_jax.training import settings as training_settings
 
 ROOT = Path(__file__).parent.parent
@@ -120,20 +121,29 @@ def test_a_pack_of_ones_own_is_not_called_a_demonstration(monkeypatch, tmp_path,
     assert not capsys.readouterr().err
 
 
-def test_half_precision_files_hold_the_rounded_weights(pack, tmp_path):
-    networks = {}
-    for name in ("vae", "perceiver"):
-        config, weights = assets.load_component(pack, name)
-        halved = {path: np.asarray(leaf).astype(np.float16) for path, leaf in weights.items()}
-        networks[name] = (config, halved, "random", "none")
-    assets.write_pack(tmp_path / "half", tiny.DESCRIPTION, networks)
-    for name, (_, halved, *_) in networks.items():
+def test_a_shrunk_pack_holds_the_rounded_weights(pack, tmp_path):
+    train_demo.shrink(pack, tmp_path / "half")
+    found, half = assets.read_pack(pack), assets.read_pack(tmp_path / "half")
+    assert half.components.keys() == found.components.keys()
+    for name in found.components:
         size = lambda folder, name=name: (folder / f"{name}.safetensors").stat().st_size
         assert size(tmp_path / "half") < 0.8 * size(pack)
+        _, weights = assets.load_component(pack, name)
         _, loaded = assets.load_component(tmp_path / "half", name)
         for path, leaf in loaded.items():
             assert leaf.dtype == np.float32
-            np.testing.assert_array_equal(leaf, halved[path].astype(np.float32))
+            rounded = np.asarray(weights[path]).astype(np.float16).astype(np.float32)
+            np.testing.assert_array_equal(leaf, rounded)
+
+
+@pytest.mark.full
+def test_the_demo_pack_can_be_trained_from_nothing(tmp_path):
+    options = train_demo.Options(tmp_path, identities=4, few=4, recordings=4, scale=0.001)
+    train_demo.main(options)
+    train_demo.main(options)  # nothing is done twice
+    made = assets.read_pack(tmp_path / "packs/demo")
+    assert made.system == "unavglip"
+    assert made.components.keys() == {"whisper", "vae", "identity", "unet", "adapter", "perceiver"}
 
 
 # ---- README ------------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ class Options:
       folder: of everything; a second run goes on in it.
       identities: drawn people, of one second each.
       few: of these, those that auto-encoder and embedder learn from.
-      photographs: clips of two seconds of the warped astronaut besides.
       recordings: of up to 30 s, that the audio encoder learns from.
       scale: factor of all numbers of steps.
     """
@@ -49,7 +48,6 @@ class Options:
     folder: Path = Path("runs/demo")
     identities: int = 1300
     few: int = 320
-    photographs: int = 60
     recordings: int = 400
     scale: float = 1.0
 
@@ -61,11 +59,9 @@ def main(options: Options) -> None:
     def done(stage: str) -> None:
         console.print(f"{stage}: done after {time.perf_counter() - began:.0f} s")
 
-    heads, photographs = folder / "heads/drawn", folder / "heads/photographs"
-    few = folder / "heads/few"
+    few, heads = folder / "heads/few", folder / "heads/all"
     synth.synthesise(options.few, 1, 1.0, 208, few, SEED, photograph_share=0.0)
     synth.synthesise(options.identities, 1, 1.0, 208, heads, SEED, photograph_share=0.0)
-    synth.synthesise(options.photographs, 1, 2.0, 512, photographs, SEED, photograph_share=1.0)
     done("heads")
     whisper = hearing_pack(folder / "packs/whisper", options)
     done("audio encoder")
@@ -74,7 +70,7 @@ def main(options: Options) -> None:
     done("auto-encoder")
     embedded = trained("identity", folder, vae, plain, options)
     done("face embedder")
-    data = data_set(folder / "heads", folder / "sets/embedded", embedded, identities=4)
+    data = data_set(heads, folder / "sets/embedded", embedded, identities=4)
     unet = trained("unet", folder, embedded, data, options)
     done("UNet")
     sharp = trained("sharpen", folder, unet, data, options)

@@ -203,8 +203,9 @@ def sync_loss(models: Models, batch: Batch, clips: Float[Array, "B T H W 3"]) ->
 
 
 def persons(batch: Batch) -> Float[Array, "R E"]:
-    """The mean embedding of the person in each frame."""
-    return batch["identity"].mean(axis=1).repeat(batch["target"].shape[1], axis=0)
+    """The mean embedding of the person in each frame: of `identity`, or of `person` if the two differ."""
+    known = batch.get("person", batch["identity"])
+    return known.mean(axis=1).repeat(batch["target"].shape[1], axis=0)
 
 
 # ---- validation --------------------------------------------------------------------------------------
