@@ -15,7 +15,6 @@ Remove `dubbed` there after a change of the code that dubs.
 
 import tempfile
 import time
-import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from unavglip_jax import assets
+from unavglip_jax import assets, demo
 from unavglip_jax.config import InputError
 from unavglip_jax.data import photographs, speech, synth
 from unavglip_jax.data.motion import Pose, head_motion
@@ -52,7 +51,6 @@ from unavglip_jax.media import video
 SEED = 20261  # of people and their movements; training draws its own from another
 SIZE, COUNT = 256, 100  # pixels a side, and frames of a clip: 4 seconds
 BEFORE, AFTER = (0.1, 0.6), 0.5  # seconds of silence; a recording counts as silent from 0.4
-VOICES = {False: "en-us+m2", True: "en-us+f4"}  # of men and women; not among `speech.VOICES`
 PORTRAITS, APART = 24, 20  # pictures that say who somebody is, and frames of movement between them
 FACES = 24  # of a video that are embedded
 CHEEK = 0.1  # half the side of the patch, in distances between the eyes
@@ -152,7 +150,7 @@ def clips(folder: Path, identities: int) -> list[Path]:
             f"give 1 to {len(SENTENCES) // 2 - 1}"
         )
     settings = {"seed": SEED, "size": SIZE, "frames": COUNT, "sentences": list(SENTENCES)}
-    synth.agree_on_settings(folder, settings | {"voices": list(VOICES.values())})
+    synth.agree_on_settings(folder, settings | {"voices": list(speech.HELD_OUT)})
     last = len(SENTENCES) // 2 - 1  # the astronaut's number, whatever the number of heads
     names = {i: f"{i:02d}" for i in range(identities)} | {last: synth.ASTRONAUT}
     missing = [i for i, name in names.items() if not (folder / name).exists()]
@@ -164,7 +162,7 @@ def clips(folder: Path, identities: int) -> list[Path]:
         woman = i == last or someone.voice.rpartition("+")[2] in WOMEN
         with assets.replacement(folder / names[i]) as partial:
             partial.mkdir()
-            film(partial, i, someone._replace(voice=VOICES[woman]))
+            film(partial, i, someone._replace(voice=speech.HELD_OUT[woman]))
     return [folder / name for name in names.values()]
 
 
@@ -177,7 +175,7 @@ def film(folder: Path, number: int, who: Person) -> None:
         mouths = mouth_track(said, COUNT, FPS)
         # The same noise in both, so that the true frames can be told from the source's by the mouth only.
         shoot(folder / f"{name}.mp4", who, mouths, poses, np.random.default_rng([SEED, number, 2]))
-        write_sound(folder / f"{name}.wav", said)
+        demo.write_wav(folder / f"{name}.wav", said)
     elsewhere = head_motion(rng, PORTRAITS * APART, FPS)[::APART]
     shoot(folder / "portraits.mp4", who, np.zeros((PORTRAITS, len(MOUTH))), elsewhere, rng)
 
@@ -197,7 +195,7 @@ def recording(rng: np.random.Generator, text: str, who: Person) -> Speech:
     """A sentence with silence around it, as long as a clip; spoken faster if it would not fit."""
     seconds, pace = float(COUNT / FPS), who.words_a_minute
     room = seconds - BEFORE[0] - AFTER
-    while len((said := say(text, who.voice, pace, who.pitch)).samples) > room * said.rate:
+    while len((said := speech.speak(text, who.voice, pace, who.pitch)).samples) > room * said.rate:
         pace += 5
     length = len(said.samples) / said.rate
     start = rng.uniform(BEFORE[0], min(BEFORE[1], seconds - AFTER - length))
@@ -208,23 +206,6 @@ def recording(rng: np.random.Generator, text: str, who: Person) -> Speech:
     spoken = [Phoneme(start + p.start, start + p.stop, p.symbol) for p in said.phonemes]
     around = [Phoneme(0.0, start, PAUSE), *spoken, Phoneme(start + length, seconds, PAUSE)]
     return Speech(samples, said.rate, tuple(synth.cut(around, seconds)))
-
-
-def say(text: str, voice: str, words_a_minute: int, pitch: int) -> Speech:
-    """`speech.speak` with a voice that it does not offer, for training must not hear it."""
-    samples, rate, events = speech.synthesised(text, voice, words_a_minute, pitch)
-    lead = round(speech.LEAD * rate)
-    samples = np.concatenate([np.zeros(lead, np.int16), samples]).astype(np.float32) / 32768
-    events = [(0, ""), *((lead + sample, symbol) for sample, symbol in events)]
-    found = speech.segments(events, len(samples))
-    return Speech(samples, rate, speech.with_closures(samples, rate, found))
-
-
-def write_sound(path: Path, said: Speech) -> None:
-    """Writes a recording in 16 bits."""
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, said.rate, 0, "NONE", None))
-        file.writeframes(np.rint(said.samples * 32767).astype("<i2").tobytes())
 
 
 # ---- Dubs --------------------------------------------------------------------------------------------
