@@ -96,7 +96,8 @@ def pretrain(
         rows = HELD_OUT + rng.choice(recordings, batch_size, replace=False)
         sound = mel[rows] + rng.uniform(-0.15, 0.15, (batch_size, 1, 1)).astype(np.float16)
         weights, state, value = update(weights, state, sound, mouth[rows], length[rows])
-    told = np.concatenate([jax.jit(tell)(weights, mel[i : i + 1]) for i in range(HELD_OUT)])
+    tell = jax.jit(tell)
+    told = np.concatenate([tell(weights, mel[i : i + 1]) for i in range(HELD_OUT)])
     frames = np.arange(mouth.shape[1]) < length[:HELD_OUT, None]
     found, truth = told[frames], mouth[:HELD_OUT][frames]
     correlations = {
