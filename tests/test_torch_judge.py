@@ -28,6 +28,7 @@ from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
 from unavglip_jax.models.stable_syncnet import EncoderConfig, StableSyncNetConfig
 from unavglip_jax.models.syncnet_v2 import SyncNetV2Config
 from unavglip_jax.models.unet import merge_lora
+from unavglip_jax.models.vae import VAEConfig
 from unavglip_jax.models.wav2lip_syncnet import Wav2LipSyncNetConfig
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -342,6 +343,11 @@ def test_the_perceiver_with_decoder_layers_is_the_jax_one():
     theirs = torch_networks.build("perceiver", config, weights)(torch.tensor(x))
     ours = jax.jit(lambda w, x: params.bind(graphdef, w)(x))(weights, x)
     assert relative_error(theirs, ours) < 1e-5
+
+
+def test_an_auto_encoder_of_patches_is_refused():
+    with pytest.raises(InputError, match="patches of 4 pixels"):
+        torch_networks.vae(VAEConfig(patch_size=4))
 
 
 def test_what_cannot_be_loaded_is_named(work):

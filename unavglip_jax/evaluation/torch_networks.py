@@ -161,7 +161,16 @@ def attended(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 def vae(config: VAEConfig) -> AutoencoderKL:
-    """Stable Diffusion's auto-encoder."""
+    """Stable Diffusion's auto-encoder.
+
+    Raises:
+      InputError: it folds pixels into patches, which diffusers' cannot.
+    """
+    if config.patch_size > 1:
+        raise InputError(
+            f"the auto-encoder takes patches of {config.patch_size} pixels, which diffusers' does not; "
+            "compare the networks of a full-size pack"
+        )
     levels = len(config.block_out_channels)
     return AutoencoderKL(
         in_channels=config.in_channels,
