@@ -86,6 +86,17 @@ def test_shapes_and_dtypes():
     assert set(found) == {"mel", "target"}
 
 
+def test_augmenting_changes_pictures_and_not_what_is_heard():
+    clip = tiny_clip(0, "a")
+    for seed in range(5):
+        plain, varied = (
+            sample(clip, DESCRIPTION, ALL.replace(augment=on), np.random.default_rng(seed))
+            for on in (False, True)
+        )
+        changed = {k for k in plain if not np.array_equal(plain[k], varied[k])}
+        assert changed == {"target", "reference", "hidden", "landmarks"}
+
+
 def test_target_and_reference_are_consecutive_frames_apart_from_each_other():
     starts, distances = set(), set()
     for found in samples(tiny_clip(7, "a", frames=18), 400):
