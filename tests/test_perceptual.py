@@ -89,7 +89,8 @@ def test_vgg_is_torchvisions(depth, widths, ends, count):
         assert error < 1e-5
     error = relative_error(channels_first(gradient), tensor.grad)
     print(f"VGG{depth} gradient: {error:.1e}")
-    assert error < 1e-5
+    # Of twelve million units one may be so near 0 that another processor's rounding turns its ReLU.
+    assert error < (1e-5 if widths == TINY else 1e-2)
 
 
 def test_only_what_is_asked_for_is_computed_and_in_that_order():
