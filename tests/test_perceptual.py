@@ -73,8 +73,10 @@ def test_vgg_is_torchvisions(depth, widths, ends, count):
     graphdef, _ = params.abstract(VGG, config)
     x = images(2, 3, 34, 50)  # odd sizes lose a row when pooled
 
-    tensor = torch.tensor(x, requires_grad=True)
-    outputs = taps(theirs, tensor, ends.values())
+    # In float64: PyTorch's float32 gradient of the full network is off by 2e-3 on some processors, where
+    # rounding turns a ReLU.
+    tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    outputs = taps(theirs.double(), tensor, ends.values())
     sum(output.square().mean() for output in outputs).backward()
 
     @jax.jit
@@ -89,8 +91,7 @@ def test_vgg_is_torchvisions(depth, widths, ends, count):
         assert error < 1e-5
     error = relative_error(channels_first(gradient), tensor.grad)
     print(f"VGG{depth} gradient: {error:.1e}")
-    # Of twelve million units one may be so near 0 that another processor's rounding turns its ReLU.
-    assert error < (1e-5 if widths == TINY else 1e-2)
+    assert error < 1e-5
 
 
 def test_only_what_is_asked_for_is_computed_and_in_that_order():
