@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from unavglip_jax.data.clips import decode_frame, encode_frame
+
 # iBUG's 68 points in a mirror
 MIRRORED = np.array([
     *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),
@@ -47,8 +49,7 @@ def vary(sample: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, n
             grain = rng.standard_normal((*picture.shape[:2], 1), np.float32) * noise
             picture = np.clip(picture + grain, 0, 255).astype(np.uint8)
         if quality:
-            data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-            picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            picture = decode_frame(encode_frame(picture, quality))
         return picture
 
     for name in shown:

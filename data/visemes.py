@@ -87,9 +87,8 @@ PAUSE_DELAY, PAUSE_EARLY = (
 )  # seconds by which the mouth closes late and opens early in pauses
 SMOOTHING = 0.012  # seconds, standard deviation
 STEP = 0.005  # seconds between the points at which the curves are computed
-REACH = (
-    2.0  # seconds from which on a target counts for nothing; dominance falls e-fold in at most 0.08
-)
+# Seconds from which on a target counts for nothing: dominance falls e-fold in at most 0.08.
+REACH = 2.0
 
 # Seconds that lips take to press, and to part with the jaw.
 PRESSING, PARTING = 0.055, 0.07

@@ -31,6 +31,7 @@ from unavglip_jax.config import (
 from unavglip_jax.params import Network, Params
 
 DEMO = Path(__file__).parent / "demo_pack"  # small networks, trained on drawn heads
+
 # component -> module and class of its network; its configuration is the class of the same name + Config.
 NETWORKS = {
     "unet": ("unet", "UNet"),

@@ -6,7 +6,6 @@ espeak-ng speaks.
 
 import time
 import wave
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from unavglip_jax.config import InputError
 from unavglip_jax.data import photographs, synth
 from unavglip_jax.data.motion import head_motion
 from unavglip_jax.data.speech import PAUSE, Phoneme, Speech, speak
+from unavglip_jax.data.synth import FPS
 from unavglip_jax.data.visemes import MOUTH, mouth_track
 from unavglip_jax.dubbing import dub, generator
 from unavglip_jax.dubbing.tasks import Settings, Task
@@ -25,7 +25,6 @@ from unavglip_jax.evaluation.sync import Correlation, gap_correlation, lip_gap
 from unavglip_jax.faces.tracking import Tracker
 from unavglip_jax.media import video
 
-FPS = Fraction(25)
 VOICE, WORDS_A_MINUTE = "en-us+f3", 160
 SAID = "The blue planet turns below us, and every morning comes again after an hour and a half."
 SENTENCE = "Up here, my mother asked, how do people move about? We float from room to room."

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from unavglip_jax import assets, configs
-from unavglip_jax.data import preprocess, synth
+from unavglip_jax.data import clips, preprocess, synth
 from unavglip_jax.data.settings import PreprocessSettings
 from unavglip_jax.models.whisper import WhisperConfig
 from unavglip_jax.training import export, hearing, loop, settings
@@ -59,18 +59,16 @@ def main(options: Options) -> None:
     def done(stage: str) -> None:
         console.print(f"{stage}: done after {time.perf_counter() - began:.0f} s")
 
-    few, heads = folder / "heads/few", folder / "heads/all"
-    synth.synthesise(options.few, 1, 1.0, 208, few, SEED, photograph_share=0.0)
-    synth.synthesise(options.identities, 1, 1.0, 208, heads, SEED, photograph_share=0.0)
-    done("heads")
     whisper = hearing_pack(folder / "packs/whisper", options)
     done("audio encoder")
-    plain = data_set(few, folder / "sets/plain", whisper, identities=0)
+    plain = data_set(folder / "sets/plain", whisper, options.few, embeddings=0)
+    done("the first heads")
     vae = trained("vae", folder, whisper, plain, options)
     done("auto-encoder")
     embedded = trained("identity", folder, vae, plain, options)
     done("face embedder")
-    data = data_set(heads, folder / "sets/embedded", embedded, identities=4)
+    data = data_set(folder / "sets/embedded", embedded, options.identities, embeddings=4)
+    done("all heads")
     unet = trained("unet", folder, embedded, data, options)
     done("UNet")
     sharp = trained("sharpen", folder, unet, data, options)
@@ -92,12 +90,15 @@ def hearing_pack(folder: Path, options: Options) -> Path:
     return folder
 
 
-def data_set(videos: Path, folder: Path, pack: Path, identities: int) -> Path:
-    """The clips of some heads; a person is a folder."""
-    chosen = PreprocessSettings(
-        min_seconds=0.48, min_face=60, identities=identities, max_offset=None, people="folder"
-    )
-    preprocess.preprocess(videos, folder, pack, chosen, quiet=True)
+def data_set(folder: Path, pack: Path, people: int, embeddings: int) -> Path:
+    """The clips of the first so many people, who are drawn beside the data sets; a person is a folder."""
+    if not (folder / clips.NAME).exists():  # there may be more people since
+        heads = folder.parent.parent / "heads"
+        synth.synthesise(people, 1, 1.0, 208, heads, SEED, photograph_share=0.0)
+        chosen = PreprocessSettings(
+            min_seconds=0.48, min_face=60, identities=embeddings, max_offset=None, people="folder"
+        )
+        preprocess.preprocess(heads, folder, pack, chosen, quiet=True)
     return folder
 
 

@@ -6,7 +6,6 @@ round, pressed and tucked (`data.visemes.MOUTH`). Then the layer is thrown away.
 (`n_audio_layer: 0`, two convolutions) learns this in minutes, and hears the same whatever comes later.
 """
 
-from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Int
 from rich.progress import track
 
 from unavglip_jax import params
@@ -61,7 +59,7 @@ def pretrain(
     made = spoken.lessons(numbers, seed, front_end, config.n_mels, processes)
     made = list(track(made, "recordings", total=len(numbers)))
     mel, mouth, length = (np.stack(field) for field in zip(*made, strict=True))
-    indices = window_indices(mouth.shape[1], front_end)
+    indices = audio.window_indices(mouth.shape[1], spoken.FPS, audio.STEPS_A_SEGMENT, front_end)
     width = audio.WINDOW_STEPS * (1 + config.n_audio_layer) * config.n_audio_state
     weights = params.init(Whisper, config, jax.random.key(seed, impl="rbg"))
     weights |= {"mouth/kernel": jnp.zeros((width, len(MOUTH))), "mouth/bias": jnp.zeros(len(MOUTH))}
@@ -104,8 +102,3 @@ def pretrain(
         name: float(np.corrcoef(found[:, i], truth[:, i])[0, 1]) for i, name in enumerate(MOUTH)
     }
     return params.split("^mouth/", weights)[1] | fixed, Report(float(value), correlations)
-
-
-def window_indices(frames: int, front_end: AudioFrontEnd) -> Int[np.ndarray, "F 10"]:
-    """The steps that each frame of a whole segment hears."""
-    return audio.window_indices(frames, Fraction(spoken.FPS), audio.STEPS_A_SEGMENT, front_end)

@@ -76,9 +76,9 @@ def latent_l1(
 
 def shrunk(weight: Float[Array, "B H W 1"], size: tuple[int, int]) -> Float[Array, "B h w 1"]:
     """Means over the squares of a map that become one pixel each."""
-    batch, height, width, _ = weight.shape
-    (rows, columns), mean = size, (2, 4)
-    return weight.reshape(batch, rows, height // rows, columns, width // columns, 1).mean(mean)
+    (batch, height, width, _), (rows, columns) = weight.shape, size
+    squares = weight.reshape(batch, rows, height // rows, columns, width // columns, 1)
+    return squares.mean(axis=(2, 4))
 
 
 def psnr(prediction: Images, target: Images, weight: Float[Array, "B H W 1"]) -> Float[Array, " B"]:
