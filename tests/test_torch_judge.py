@@ -345,9 +345,10 @@ def test_the_perceiver_with_decoder_layers_is_the_jax_one():
     assert relative_error(theirs, ours) < 1e-5
 
 
-def test_an_auto_encoder_of_patches_is_refused():
-    with pytest.raises(InputError, match="patches of 4 pixels"):
-        torch_networks.vae(VAEConfig(patch_size=4))
+def test_an_auto_encoder_that_diffusers_does_not_have_is_refused():
+    for changes in ({"patch_size": 4}, {"norm_num_groups": 0}):
+        with pytest.raises(InputError, match="patches or without norms, which diffusers"):
+            torch_networks.vae(VAEConfig(**changes))
 
 
 def test_what_cannot_be_loaded_is_named(work):

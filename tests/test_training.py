@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 import yaml
@@ -153,6 +154,44 @@ def test_updates_are_those_of_pytorch(base):
     for name, value in trained.items():
         # A step moves a weight by up to the learning rate; a thousandth of it is rounding.
         np.testing.assert_allclose(value, weights[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_muon_is_that_of_pytorch_and_leaves_vectors_to_adam():
+    """PyTorch's orthogonalises in bfloat16, hence the tolerance; a matrix laid out otherwise is far off.
+
+    One gradient for all steps: optax corrects its momentum's bias, PyTorch does not.
+    """
+    random = np.random.default_rng(0)
+    draw = lambda: {
+        "conv/kernel": random.standard_normal((3, 3, 4, 16), np.float32),
+        "linear/kernel": random.standard_normal((12, 5), np.float32),
+        "linear/bias": random.standard_normal(5, np.float32),
+    }
+    chosen = settings.Optimizer(kind="muon", learning_rate=1e-2, clip=1e9, weight_decay=0.1)
+    begin, gradient = draw(), draw()
+    ours, transformation = dict(begin), steps.optimizer(chosen, 4)
+    state = transformation.init(ours)
+    for _ in range(4):
+        updates, state = transformation.update(gradient, state, ours)
+        ours = optax.apply_updates(ours, updates)
+
+    flat = lambda x: torch.tensor(x.reshape(-1, x.shape[-1]).T.copy())
+    theirs = {name: torch.nn.Parameter(flat(begin[name])) for name in begin if "kernel" in name}
+    rest = {"lr": chosen.learning_rate, "weight_decay": chosen.weight_decay}
+    muon = torch.optim.Muon(theirs.values(), **rest, adjust_lr_fn="match_rms_adamw")
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(muon, 4)
+    for name, parameter in theirs.items():
+        parameter.grad = flat(gradient[name])
+    for _ in range(4):
+        muon.step()
+        schedule.step()
+    for name, parameter in theirs.items():
+        moved = flat(np.asarray(ours[name])) - flat(begin[name])
+        expected = parameter.detach() - flat(begin[name])
+        assert (moved - expected).norm() < 0.08 * expected.norm(), name
+    moved, bias = ours["linear/bias"] - begin["linear/bias"], gradient["linear/bias"]
+    assert np.array_equal(np.sign(moved), -np.sign(bias))  # by the rate, whatever the gradient
+    assert np.ptp(abs(moved)) < 0.1 * abs(moved).mean()
 
 
 def torch_updates(pack, found, batches):
@@ -329,6 +368,17 @@ def test_it_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     run(base / "train.yaml", f"output={tmp_path}/run", "mesh.data=4", "mesh.fsdp=1")
     same(losses(tmp_path / "run"), losses(base / "run"))
+
+
+def test_muon_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
+    muon = ("optimizer.kind=muon", "checkpoint_every=2", "keep=4", "validate_every=100")
+    run(base / "train.yaml", f"output={tmp_path}", *muon)
+    expected = losses(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    run(base / "train.yaml", f"output={tmp_path}", *muon, "mesh.data=4", "mesh.fsdp=1")
+    same(losses(tmp_path), expected)
+    with pytest.raises(AssertionError):
+        same(expected, losses(base / "run"))
 
 
 def test_two_processes_are_one(base, tmp_path):

@@ -1,5 +1,7 @@
 """The auto-encoder against diffusers' AutoencoderKL."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,28 @@ def test_bfloat16_stays_near_float32(ours):
 def test_full_size_has_the_published_number_of_parameters():
     _, shapes = params.abstract(VAE, VAEConfig())
     assert (params.count(shapes), len(shapes)) == (83_653_863, 248)
+
+
+def test_without_groups_there_are_no_norms(theirs, ours):
+    plain = copy.deepcopy(theirs)
+    for module in [m for m in plain.modules() if not isinstance(m, torch.nn.GroupNorm)]:
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.GroupNorm):
+                setattr(module, name, torch.nn.Identity())
+    config, _, weights = ours
+    graphdef, shapes = params.abstract(VAE, config.replace(norm_num_groups=0))
+    weights = {name: value for name, value in weights.items() if "norm" not in name}
+    assert weights.keys() == shapes.keys()
+    x = images(2, 3, 32, 48)
+    with torch.no_grad():
+        expected = plain.decode(plain.encode(torch.tensor(x)).latent_dist.mean).sample
+
+    def found(weights, x):
+        vae = params.bind(graphdef, weights)
+        return vae.decode(vae.encode(x))
+
+    found = channels_first(jax.jit(found)(weights, channels_last(x)))
+    assert relative_error(found, expected) < 1e-5
 
 
 def test_patches_are_pixels_in_another_order():

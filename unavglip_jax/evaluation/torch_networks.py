@@ -164,11 +164,11 @@ def vae(config: VAEConfig) -> AutoencoderKL:
     """Stable Diffusion's auto-encoder.
 
     Raises:
-      InputError: it folds pixels into patches, which diffusers' cannot.
+      InputError: it folds pixels into patches or has no norms, which diffusers' cannot.
     """
-    if config.patch_size > 1:
+    if config.patch_size > 1 or not config.norm_num_groups:
         raise InputError(
-            f"the auto-encoder takes patches of {config.patch_size} pixels, which diffusers' does not; "
+            "the auto-encoder works on patches or without norms, which diffusers' does not; "
             "compare the networks of a full-size pack"
         )
     levels = len(config.block_out_channels)

@@ -40,8 +40,10 @@ def conv(
     )
 
 
-def group_norm(features: int, groups: int, epsilon: float, *, dtype, rngs, **_) -> nnx.GroupNorm:
-    """GroupNorm computed in float32, with two-pass statistics; the result is `dtype`."""
+def group_norm(features: int, groups: int, epsilon: float, *, dtype, rngs, **_):
+    """GroupNorm computed in float32, with two-pass statistics; the result is `dtype`. 0 groups: no norm."""
+    if not groups:
+        return unchanged
     return nnx.GroupNorm(
         features,
         groups,

@@ -52,19 +52,23 @@ class Losses(Config):
 
 
 class Optimizer(Config):
-    """AdamW with clipping, a schedule of the learning rate, and averaging of the weights.
+    """Clipping, AdamW or Muon, a schedule of the learning rate, and averaging of the weights.
 
     Attributes:
+      kind: "adamw", or "muon" (Jordan 2024; scaled as Liu et al. 2025, so that learning rates mean what they
+        do for AdamW), which gives kernels updates whose singular values are alike, and the rest AdamW's
+        with Nesterov momentum.
       learning_rate: at its highest.
       schedule: after warming up "cosine" falls to 0 at the last step; "constant" stays.
       warmup: steps over which it rises from 0.
       betas: of Adam.
       epsilon: of Adam.
-      weight_decay: of AdamW.
+      weight_decay: of all weights.
       clip: largest norm of all gradients together.
       ema: the average follows the weights by 1 - ema a step, faster at first.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: pydantic.PositiveFloat = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: pydantic.NonNegativeInt = 0

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
@@ -62,12 +63,32 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping."""
-    adam = {"b1": config.betas[0], "b2": config.betas[1], "eps": config.epsilon}
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(schedule(config, steps), **adam, weight_decay=config.weight_decay),
-    )
+    """AdamW or Muon, after clipping."""
+    rate, decay, (first, second) = schedule(config, steps), config.weight_decay, config.betas
+    if config.kind == "muon":
+        update = optax.contrib.muon(
+            rate,
+            eps=config.epsilon,
+            weight_decay=decay,
+            adam_b1=first,
+            adam_b2=second,
+            adam_weight_decay=decay,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        update = optax.adamw(rate, first, second, config.epsilon, weight_decay=decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip), update)
+
+
+def matrices(weights: Params) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+    """Which weights Muon takes for matrices, and how: kernels, of all that goes in by all that comes out."""
+    return {
+        name: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+        if name.endswith("/kernel")
+        else None
+        for name, leaf in weights.items()
+    }
 
 
 def optimizers(settings: Settings) -> tuple[optax.GradientTransformation, ...]:
