@@ -138,12 +138,15 @@ def test_a_shrunk_pack_holds_the_rounded_weights(pack, tmp_path):
 
 @pytest.mark.full
 def test_the_demo_pack_can_be_trained_from_nothing(tmp_path):
-    options = train_demo.Options(tmp_path, identities=6, few=4, recordings=4, scale=0.001)
+    options = train_demo.Options(
+        tmp_path, identities=6, few=4, speakers=4, recordings=4, scale=0.001
+    )
     train_demo.main(options)
     train_demo.main(options)  # nothing is done twice
     made = assets.read_pack(tmp_path / "packs/demo")
     assert made.system == "unavglip"
-    assert made.components.keys() == {"whisper", "vae", "identity", "unet", "adapter", "perceiver"}
+    dubs = {"whisper", "vae", "identity", "unet", "adapter", "perceiver"}
+    assert made.components.keys() == dubs | {"stable_syncnet"}
 
 
 # ---- README ------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """The demonstration pack from nothing: `python -m unavglip_jax.training.demo --folder runs/demo`.
 
-Drawn heads speak, and everything is learnt from them: an audio encoder from speech alone, an auto-encoder
-and a face embedder from some of the heads, then the UNet, and UnAvgLip's adapter over it. What each run
-does is in `configs/train/demo_*.yaml`. A second run goes on where the first one stopped.
+Drawn heads speak, and everything is learnt from them: an audio encoder from speech alone, a face embedder
+from some of the heads, an auto-encoder, the UNet and UnAvgLip's adapter over it from all of them, and an
+expert of lip sync from fewer people who speak for longer. What each run does is in
+`configs/train/demo_*.yaml`. A second run goes on where the first one stopped.
 """
 
 import time
@@ -40,7 +41,8 @@ class Options:
     Attributes:
       folder: of everything; a second run goes on in it.
       identities: drawn people, of one second each.
-      few: of these, those that auto-encoder and embedder learn from.
+      few: of these, those that the embedder learns from.
+      speakers: people of 30 s, that the expert learns from.
       recordings: of up to 30 s, that the audio encoder learns from.
       scale: factor of all numbers of steps.
     """
@@ -48,6 +50,7 @@ class Options:
     folder: Path = Path("runs/demo")
     identities: int = 1300
     few: int = 320
+    speakers: int = 40
     recordings: int = 400
     scale: float = 1.0
 
@@ -61,21 +64,28 @@ def main(options: Options) -> None:
 
     whisper = hearing_pack(folder / "packs/whisper", options)
     done("audio encoder")
-    plain = data_set(folder / "sets/plain", whisper, options.few, embeddings=0)
+    few = heads(folder / "heads", options.few, clips=1, seconds=1.0)
+    plain = data_set(folder / "sets/plain", few, whisper, embeddings=0)
     done("the first heads")
-    vae = trained("vae", folder, whisper, plain, options)
-    done("auto-encoder")
-    embedded = trained("identity", folder, vae, plain, options)
+    embedder = trained("identity", folder, whisper, plain, options)
     done("face embedder")
-    data = data_set(folder / "sets/embedded", embedded, options.identities, embeddings=4)
+    everyone = heads(folder / "heads", options.identities, clips=1, seconds=1.0)
+    data = data_set(folder / "sets/embedded", everyone, embedder, embeddings=4)
     done("all heads")
-    unet = trained("unet", folder, embedded, data, options)
+    vae = trained("vae", folder, embedder, data, options)
+    done("auto-encoder")
+    unet = trained("unet", folder, vae, data, options)
     done("UNet")
     sharp = trained("sharpen", folder, unet, data, options)
     done("UNet, sharper")
     adapter = trained("adapter", folder, sharp, data, options)
     done("adapter")
-    shrink(adapter, folder / "packs/demo")
+    speakers = heads(folder / "speakers", options.speakers, clips=5, seconds=6.0)
+    long = data_set(folder / "sets/long", speakers, adapter, embeddings=0)
+    done("speakers")
+    whole = trained("syncnet", folder, adapter, long, options)
+    done("expert")
+    shrink(whole, folder / "packs/demo")
     console.print(f"wrote {folder / 'packs/demo'}")
 
 
@@ -90,15 +100,19 @@ def hearing_pack(folder: Path, options: Options) -> Path:
     return folder
 
 
-def data_set(folder: Path, pack: Path, people: int, embeddings: int) -> Path:
-    """The clips of the first so many people, who are drawn beside the data sets; a person is a folder."""
-    if not (folder / clips.NAME).exists():  # there may be more people since
-        heads = folder.parent.parent / "heads"
-        synth.synthesise(people, 1, 1.0, 208, heads, SEED, photograph_share=0.0)
+def heads(folder: Path, people: int, clips: int, seconds: float) -> Path:
+    """The folder with the videos of drawn people; those that are there stay."""
+    synth.synthesise(people, clips, seconds, 208, folder, SEED, photograph_share=0.0)
+    return folder
+
+
+def data_set(folder: Path, videos: Path, pack: Path, embeddings: int) -> Path:
+    """The clips of the videos that are there when it is made; a person is a folder."""
+    if not (folder / clips.NAME).exists():
         chosen = PreprocessSettings(
             min_seconds=0.48, min_face=60, identities=embeddings, max_offset=None, people="folder"
         )
-        preprocess.preprocess(heads, folder, pack, chosen, quiet=True)
+        preprocess.preprocess(videos, folder, pack, chosen, quiet=True)
     return folder
 
 
