@@ -370,6 +370,7 @@ def test_it_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
     same(losses(tmp_path / "run"), losses(base / "run"))
 
 
+@FULL
 def test_muon_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
     muon = ("optimizer.kind=muon", "checkpoint_every=2", "keep=4", "validate_every=100")
     run(base / "train.yaml", f"output={tmp_path}", *muon)
