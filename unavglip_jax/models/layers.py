@@ -1,6 +1,6 @@
 """The layers that the networks share: PyTorch's padding, epsilons and names on flax's NNX modules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -40,7 +40,9 @@ def conv(
     )
 
 
-def group_norm(features: int, groups: int, epsilon: float, *, dtype, rngs, **_):
+def group_norm(
+    features: int, groups: int, epsilon: float, *, dtype, rngs, **_
+) -> Callable[[Array], Array]:
     """GroupNorm computed in float32, with two-pass statistics; the result is `dtype`. 0 groups: no norm."""
     if not groups:
         return unchanged
@@ -81,7 +83,7 @@ def batch_norm(features: int, *, dtype, rngs, **_) -> nnx.BatchNorm:
 
 
 def unchanged(arrays, **_):
-    """Keeps flax from rounding a norm's float32 weights and statistics to the compute dtype first."""
+    """What it is given: no norm; as a norm's `promote_dtype`, no rounding of its float32 weights first."""
     return arrays
 
 

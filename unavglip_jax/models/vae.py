@@ -15,8 +15,8 @@ class VAEConfig(NetworkConfig):
     Attributes:
       patch_size: side of the squares of pixels that are the channels of the first and last convolution; 1
         for single pixels, as published. Small networks spend most of their time at full resolution.
-      norm_num_groups: 0 for no norms, without which a small auto-encoder learns several times faster: a norm
-        over the whole picture hides its brightness and colours.
+      norm_num_groups: 0 for none. A small auto-encoder learns several times faster without: a norm over the
+        whole picture hides its brightness and colours.
       remat: while training, keep only what goes between resnets.
     """
 

@@ -9,6 +9,7 @@ expert of lip sync from fewer people who speak for longer. What each run does is
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +65,12 @@ def main(options: Options) -> None:
 
     whisper = hearing_pack(folder / "packs/whisper", options)
     done("audio encoder")
-    few = heads(folder / "heads", options.few, clips=1, seconds=1.0)
-    plain = data_set(folder / "sets/plain", few, whisper, embeddings=0)
+    short = Footage(folder / "heads", clips=1, seconds=1.0)
+    plain = data_set(folder / "sets/plain", short, options.few, whisper, embeddings=0)
     done("the first heads")
     embedder = trained("identity", folder, whisper, plain, options)
     done("face embedder")
-    everyone = heads(folder / "heads", options.identities, clips=1, seconds=1.0)
-    data = data_set(folder / "sets/embedded", everyone, embedder, embeddings=4)
+    data = data_set(folder / "sets/embedded", short, options.identities, embedder, embeddings=4)
     done("all heads")
     vae = trained("vae", folder, embedder, data, options)
     done("auto-encoder")
@@ -80,10 +80,10 @@ def main(options: Options) -> None:
     done("UNet, sharper")
     adapter = trained("adapter", folder, sharp, data, options)
     done("adapter")
-    speakers = heads(folder / "speakers", options.speakers, clips=5, seconds=6.0)
-    long = data_set(folder / "sets/long", speakers, adapter, embeddings=0)
+    long = Footage(folder / "speakers", clips=5, seconds=6.0)
+    spoken = data_set(folder / "sets/long", long, options.speakers, adapter, embeddings=0)
     done("speakers")
-    whole = trained("syncnet", folder, adapter, long, options)
+    whole = trained("syncnet", folder, adapter, spoken, options)
     done("expert")
     shrink(whole, folder / "packs/demo")
     console.print(f"wrote {folder / 'packs/demo'}")
@@ -100,15 +100,19 @@ def hearing_pack(folder: Path, options: Options) -> Path:
     return folder
 
 
-def heads(folder: Path, people: int, clips: int, seconds: float) -> Path:
-    """The folder with the videos of drawn people; those that are there stay."""
-    synth.synthesise(people, clips, seconds, 208, folder, SEED, photograph_share=0.0)
-    return folder
+class Footage(NamedTuple):
+    """Where drawn people are kept, and how often and for how many seconds each of them speaks."""
+
+    folder: Path
+    clips: int
+    seconds: float
 
 
-def data_set(folder: Path, videos: Path, pack: Path, embeddings: int) -> Path:
-    """The clips of the videos that are there when it is made; a person is a folder."""
-    if not (folder / clips.NAME).exists():
+def data_set(folder: Path, footage: Footage, people: int, pack: Path, embeddings: int) -> Path:
+    """The clips of the first so many people, drawn if there is no data set yet; a person is a folder."""
+    if not (folder / clips.NAME).exists():  # there may be more people since
+        videos, count, seconds = footage
+        synth.synthesise(people, count, seconds, 208, videos, SEED, photograph_share=0.0)
         chosen = PreprocessSettings(
             min_seconds=0.48, min_face=60, identities=embeddings, max_offset=None, people="folder"
         )
