@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from unavglip_jax.config import AudioFrontEnd, Config, InputError
 from unavglip_jax.data.augment import vary
 from unavglip_jax.data.clips import FPS, Clip, Clips, Description, decode_frame, person_of
+from unavglip_jax.faces.blending import opened
 from unavglip_jax.media import audio
 
 Field = Literal[
@@ -55,8 +56,8 @@ JAW, LOWER_JAW, NOSE, UNDER_NOSE, LIPS = (
     slice(31, 36),
     slice(48, 68),
 )
-BRIDGE, CHIN_TIP = 27, 8
-RIGHT_EYE, LEFT_EYE, INNER_LIPS = slice(36, 42), slice(42, 48), slice(60, 68)
+BRIDGE, SUBNASALE, CHIN_TIP = 27, 33, 8
+RIGHT_EYE, LEFT_EYE, INNER_LIPS, INNER_GAP = slice(36, 42), slice(42, 48), slice(60, 68), [62, 66]
 GROW = 0.04  # of the crop's side, as in `faces.blending.mesh_mask`
 
 MEL_MARGIN = 3  # rows; a row of the mel hears two rows on either side
@@ -247,11 +248,14 @@ def hidden(
 def mouth_and_jaw(landmarks: Float[np.ndarray, "68 2"], size: int) -> Bool[np.ndarray, "H W"]:
     """The region of a crop that `faces.blending.mesh_mask` replaces, from 68 points instead of the mesh.
 
-    Jaw and lips and what is between them, a little more, without the nose and what is above its underside. On
+    Jaw and lips and what is between them, a little more, without the nose and what is above its underside;
+    the jaw as when the mouth is wide open, so that the region does not tell how far it is open. On
     photographs it misses at most 3 % of what the mesh's mask replaces, and hides a seventh more.
     """
     points, grow = landmarks.astype(np.float64), GROW * size
-    outline = np.rint(hull(points[LOWER_JAW], points[LIPS]) * 16).astype(np.int32)
+    gap = np.linalg.norm(np.subtract(*points[INNER_GAP]))
+    jaw = opened(points[LOWER_JAW], points[BRIDGE], points[SUBNASALE], points[CHIN_TIP], gap)
+    outline = np.rint(hull(jaw, points[LIPS]) * 16).astype(np.int32)
     mask = np.zeros((size, size), np.uint8)
     cv2.fillConvexPoly(mask, outline, 1, shift=4)
     cv2.polylines(mask, [outline], True, 1, thickness=round(2 * grow), shift=4)

@@ -10,6 +10,9 @@ from unavglip_jax import assets
 from unavglip_jax.config import InputError
 from unavglip_jax.data.heads import CUTS, Head, draw, random_head
 from unavglip_jax.data.motion import Pose
+from unavglip_jax.data.pipeline import mouth_and_jaw
+from unavglip_jax.faces.blending import mesh_mask
+from unavglip_jax.faces.crop import Box
 from unavglip_jax.faces.detection import BlazeFace, find_faces
 from unavglip_jax.faces.mesh import FaceMesh, ibug68
 
@@ -190,6 +193,26 @@ def test_networks_measure_the_opening(faces_in):
             eyes = np.linalg.norm(points[33] - points[263])
             gaps.append(np.linalg.norm(points[13] - points[14]) / eyes)
         assert np.corrcoef(gaps, values)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("seen", ["68 points", "the mesh"])
+def test_what_is_hidden_does_not_tell_the_opening(faces_in, seen):
+    """A mask around the chin as it is moves with it; ours has room for the widest mouth at any time."""
+    for number in IDENTITIES:
+        lowest, chins = [], []
+        for value in (0, 0.3, 0.6, 1):
+            picture, truth = draw(person(number), opened(value), Pose(), 256)
+            if seen == "the mesh":
+                (face,) = faces_in(picture)
+                mask = mesh_mask(face.mesh.points, Box(0, 0, 256, 256), (256, 256))
+                chins.append(face.mesh.points[152, 1])
+            else:
+                mask = mouth_and_jaw(truth, 256)
+                chins.append(truth[8, 1])
+            lowest.append(np.flatnonzero((mask > 0).any(axis=1))[-1])
+        assert np.ptp(chins) > 4
+        assert np.ptp(lowest) < 0.5 * np.ptp(chins)
+        assert min(lowest) > max(chins) + 4
 
 
 @pytest.mark.parametrize("mouth", [np.zeros(4), np.array([0, 0, 1.2, 0, 0]), np.full(5, np.nan)])

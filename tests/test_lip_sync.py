@@ -286,7 +286,7 @@ def test_stable_syncnet_sees_lower_halves_and_hears_its_rows():
     crops = np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), np.uint8)
     found = sync.see("stable_syncnet", 2, graphdef, weights, crops, np.array([0, 1]))
     pairs = jnp.stack([crops[:2], crops[1:]]) / 127.5 - 1
-    expected = params.bind(graphdef, weights).visual(stable_input(pairs))
+    expected = params.bind(graphdef, weights).visual(stable_input(pairs, (128, 256)))
     assert relative_error(found, expected) < 1e-4
     assert relative_error(found[::-1], expected) > 1e-3
 

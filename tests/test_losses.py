@@ -270,9 +270,10 @@ def test_expert_input_is_opencvs(size):
 
 
 def test_sync_networks_take_what_is_made_for_them():
+    halves = lambda frames: losses.stable_input(frames, (128, 256))
     for network, config, prepare, frames, mel in (
         (Wav2LipSyncNet, Wav2LipSyncNetConfig(), losses.expert_input, (5, 256, 256), (80, 16)),
-        (StableSyncNet, StableSyncNetConfig(), losses.stable_input, (16, 256, 256), (80, 52)),
+        (StableSyncNet, StableSyncNetConfig(), halves, (16, 256, 256), (80, 52)),
     ):
         graphdef, shapes = params.abstract(network, config)
         loss = jax.eval_shape(
@@ -286,10 +287,20 @@ def test_sync_networks_take_what_is_made_for_them():
 
 def test_stable_input_is_lower_halves_frame_after_frame():
     frames = uniform(2, 4, 6, 5, 3)
-    found = losses.stable_input(frames)
+    found = losses.stable_input(frames, (3, 5))
     assert found.shape == (2, 3, 5, 12)
     for frame in range(4):
         np.testing.assert_array_equal(found[..., 3 * frame : 3 * frame + 3], frames[:, frame, 3:])
+
+
+@pytest.mark.parametrize("size", [(8, 16), (24, 48)])
+def test_stable_input_is_resized_as_torch_does_it(size):
+    frames = uniform(2, 3, 32, 32, 3)
+    found = losses.stable_input(frames, size)
+    halves = torch.tensor(frames[:, :, 16:]).permute(0, 1, 4, 2, 3).flatten(0, 1)
+    wanted = functional.interpolate(halves, size, mode="bilinear", antialias=True)
+    wanted = wanted.unflatten(0, (2, 3)).flatten(1, 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_in_step_is_torchs_cross_entropy():
@@ -327,7 +338,8 @@ def syncnet():
 
 def test_slope_of_sync_through_a_network(syncnet):
     mel, frames = uniform(2, 4, 3, 1), uniform(2, 2, 8, 8, 3, seed=1)
-    f = jax.jit(jax.value_and_grad(lambda x: losses.sync(syncnet, mel, losses.stable_input(x))))
+    halves = lambda x: losses.stable_input(x, (4, 8))
+    f = jax.jit(jax.value_and_grad(lambda x: losses.sync(syncnet, mel, halves(x))))
     check_slope_in_float32(f, frames, 1e-3)
     gradient = np.asarray(f(frames)[1])
     assert not gradient[:, :, :4].any()

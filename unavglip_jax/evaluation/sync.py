@@ -100,10 +100,10 @@ def view(kind: str, config: NetworkConfig) -> View:
     if kind == "wav2lip_syncnet":
         return View(kind, 5, CROP_SIDE, audio.wav2lip_mel, audio.MEL_RATE, 16)
     picture, sound = config.visual_encoder, config.audio_encoder
-    if picture.size != (CROP_SIDE // 2, CROP_SIDE):
+    if picture.size[1] != 2 * picture.size[0]:
         raise InputError(
             "the pack's stable_syncnet sees latents, not pictures; evaluation needs one that sees the "
-            "lower halves of 256x256 crops, such as 16_pixel"
+            "lower halves of crops, such as 16_pixel"
         )
     frames = picture.in_channels // 3
     return View(kind, frames, CROP_SIDE, audio.wav2lip_mel, audio.MEL_RATE, sound.size[1])
@@ -152,7 +152,8 @@ def see(kind, frames, graphdef, weights, crops, starts):
             return network.lip(windows[..., ::-1])
         if kind == "wav2lip_syncnet":
             return network.face(expert_input(windows / 127.5 - 1))
-        return network.visual(stable_input(windows / 127.5 - 1))
+        size = network.config.visual_encoder.size
+        return network.visual(stable_input(windows / 127.5 - 1, size))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -337,6 +337,8 @@ def expert(pack: str | Path, kind: str) -> sync.Expert:
             frames = frames[:, :, 48:].flip(1) / 255
         if kind == "stable_syncnet":
             frames = frames[:, :, frames.shape[2] // 2 :] / 255 * 2 - 1
+            size = config.visual_encoder.size
+            frames = functional.interpolate(frames, size, mode="bilinear", antialias=True)
         count = len(frames) - seen.frames + 1
         windows = torch.stack([frames[i : i + seen.frames] for i in range(count)])
         if kind == "syncnet_v2":

@@ -35,8 +35,15 @@ LIPS = [61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17,
 CHIN = [18, 83, 313, 182, 406, 194, 418, 201, 421, 200, 199, 175, 208, 428, 32, 262, 171, 396]
 NOSE = [6, 197, 195, 5, 4, 1, 19, 2, 97, 326, 98, 327, 129, 358, 64, 294, 48, 278, 49, 279]
 UNDER_NOSE = [98, 97, 2, 326, 327]
-FOREHEAD, CHIN_TIP = 10, 152
-OUTLINES = FACE + JAW + LIPS + CHIN + NOSE + UNDER_NOSE  # all that `mesh_mask` looks at
+FOREHEAD, CHIN_TIP, BRIDGE, SUBNASALE = 10, 152, 168, 2
+INNER_LIPS = [13, 14]  # upper and lower
+OUTLINES = (
+    FACE + JAW + LIPS + CHIN + NOSE + UNDER_NOSE + INNER_LIPS + [BRIDGE]
+)  # `mesh_mask` sees these
+
+# Measured on drawn heads: the chin goes down by this share of the gap between the lips, and the widest gap of
+# speech is this many noses (from bridge to underside).
+CHIN_FOLLOWS, WIDEST_GAP = 0.43, 0.5
 
 GRID = 128  # rows and columns at which a mesh mask is computed before it is scaled to the box
 
@@ -158,8 +165,9 @@ def mesh_mask(
       points: landmarks of the mesh, x and y in pixels first; more than 468 is allowed.
       box: the crop box.
       size: height and width of the frame.
-      region: "mouth_and_jaw" is bounded by the jaw and the underside of the nose and never contains
-        the nose; "lower_half" is the face below the box's mid-line. They are a pack's `mask`.
+      region: "mouth_and_jaw" is bounded by the jaw, as when the mouth is wide open (`opened`), and the
+        underside of the nose and never contains the nose; "lower_half" is the face below the box's
+        mid-line. They are a pack's `mask`.
       feather: width of the transition, in sides of the box.
       grow: how far the outline lies outside the face, in sides of the box; it leaves most of the jaw's
         own edge to the generated face.
@@ -179,7 +187,9 @@ def mesh_mask(
     lips, under_nose = points[LIPS], points[UNDER_NOSE]
     if region == "mouth_and_jaw":
         # Chin and lips are inside the jaw's hull, but in a face turned to the side they are its edge.
-        depth = -outside(np.concatenate([points[JAW + CHIN], lips]), grid) + grow * side
+        gap = np.linalg.norm(np.subtract(*points[INNER_LIPS]))
+        jaw = opened(points[JAW + CHIN], points[BRIDGE], points[SUBNASALE], points[CHIN_TIP], gap)
+        depth = -outside(np.concatenate([jaw, lips]), grid) + grow * side
         depth = np.minimum(depth, outside(points[NOSE], grid))
         # In a bowed head the jaw's ends are as high as the eyes.
         up = points[FOREHEAD] - points[CHIN_TIP]
@@ -197,6 +207,35 @@ def mesh_mask(
     # Between lips and outline the transition is as narrow as the place, but never a hard edge.
     reach = np.maximum(depth, 0) + np.maximum(distances[..., 1], 0)
     return opacity(depth, np.clip(reach, feather * side / 5, feather * side))
+
+
+def opened(
+    jaw: Float[np.ndarray, "N 2"],
+    bridge: Float[np.ndarray, " 2"],
+    subnasale: Float[np.ndarray, " 2"],
+    chin: Float[np.ndarray, " 2"],
+    gap: float,
+) -> Float[np.ndarray, "N 2"]:
+    """Points of the jaw as they would be if the mouth were wide open.
+
+    A mask around the jaw as it is tells how far the mouth is open, and so does a chin that is seen below
+    it: a generator learns to look there instead of listening, and when dubbing it sees the old speech
+    there. It must have room to open the mouth, too.
+
+    Args:
+      jaw: the points, in pixels.
+      bridge: of the nose, between the eyes.
+      subnasale: where nose and upper lip meet.
+      chin: the lowest point of the jaw.
+      gap: between the inner lips, in pixels.
+    """
+    up = bridge - chin
+    up = up / max(np.linalg.norm(up), 1e-6)
+    drop = CHIN_FOLLOWS * max(WIDEST_GAP * np.linalg.norm(bridge - subnasale) - gap, 0)
+    # The jaw turns about its joints: the chin moves most, what is as high as the lower lip hardly.
+    hinge = (subnasale + chin) / 2
+    share = np.clip((hinge - jaw) @ up / max((hinge - chin) @ up, 1e-6), 0, 1)
+    return jaw - share[:, None] * drop * up
 
 
 def outside(

@@ -199,7 +199,8 @@ def sync_loss(models: Models, batch: Batch, clips: Float[Array, "B T H W 3"]) ->
     mel = batch["mel"].swapaxes(1, 2)[..., None]
     if "wav2lip_syncnet" in models:
         return losses.sync(models["wav2lip_syncnet"], mel, losses.expert_input(clips))
-    return losses.sync(models["stable_syncnet"], mel, losses.stable_input(clips))
+    expert = models["stable_syncnet"]
+    return losses.sync(expert, mel, losses.stable_input(clips, expert.config.visual_encoder.size))
 
 
 def persons(batch: Batch) -> Float[Array, "R E"]:

@@ -44,8 +44,11 @@ def cosines(models: Models, batch: Batch) -> Float[Array, "B 2"]:
     """Of each clip with its own sound, and with that of another moment."""
     [(kind, expert)] = models.items()
     frames = images(batch["target"]).reshape(batch["target"].shape)
-    shown = (losses.expert_input if kind == "wav2lip_syncnet" else losses.stable_input)(frames)
-    picture = expert.face(shown) if kind == "wav2lip_syncnet" else expert.visual(shown)
+    if kind == "wav2lip_syncnet":
+        picture = expert.face(losses.expert_input(frames))
+    else:
+        size = expert.config.visual_encoder.size
+        picture = expert.visual(losses.stable_input(frames, size))
     heard = jnp.concatenate([batch["mel"], batch["mel_wrong"]]).swapaxes(1, 2)[..., None]
     sounds = jnp.stack(jnp.split(expert.audio(heard), 2), axis=1)
     return jnp.einsum("bd,bnd->bn", picture, sounds, precision="highest")

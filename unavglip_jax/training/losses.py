@@ -251,9 +251,18 @@ def expert_input(frames: Float[Array, "B 5 H W 3"]) -> Float[Array, "B 48 96 15"
     return stacked((faces[:, :, 48:, :, ::-1] + 1) / 2)
 
 
-def stable_input(frames: Float[Array, "B T H W 3"]) -> Float[Array, "B H/2 W 3*T"]:
-    """Frames as StableSyncNet takes them: lower halves of 256x256 faces, channel 3 * frame + colour."""
-    return stacked(frames[:, :, frames.shape[2] // 2 :])
+def stable_input(
+    frames: Float[Array, "B T H W 3"], size: tuple[int, int]
+) -> Float[Array, "B h w 3*T"]:
+    """Frames as a StableSyncNet of pictures takes them: lower halves, channel 3 * frame + colour.
+
+    Args:
+      frames: whole faces.
+      size: height and width that the network sees; 128x256 for the published ones. Other faces than of
+        256x256 pixels are resized, with anti-aliasing.
+    """
+    halves = frames[:, :, frames.shape[2] // 2 :]
+    return stacked(jax.image.resize(halves, (*halves.shape[:2], *size, 3), "linear"))
 
 
 def stacked(frames: Float[Array, "B T h w 3"]) -> Float[Array, "B h w 3*T"]:
