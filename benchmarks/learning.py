@@ -9,6 +9,7 @@ training split. The Whisper encoder has random weights: its features hold the so
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from unavglip_jax.data.settings import PreprocessSettings
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
 from unavglip_jax.training import export, loop, watch
 from unavglip_jax.training import step as steps
+from unavglip_jax.training.objective import Batch
 from unavglip_jax.training.settings import Settings
 
 SIZE = 64  # side of the crops
@@ -187,8 +189,13 @@ def trained(options: Options, kind: str, pack: Path, data: Path, result: str) ->
 # ---- what they learnt --------------------------------------------------------------------------------
 
 
-def ablation(settings: Settings, console: Console) -> None:
-    """Validation measures of the trained adapter with one thing taken away at a time."""
+Change = Callable[[Batch], Batch]
+
+
+def measured(
+    settings: Settings, changes: dict[str, Change], moments: int
+) -> dict[str, dict[str, float]]:
+    """Mean validation measures of what a run trained, with batches changed in several ways."""
     mesh = sharding.make_mesh(settings.mesh)
     clips, description = open_data_set(settings.data.path, "validation")
     objective = loop.build(settings, description)
@@ -201,6 +208,21 @@ def ablation(settings: Settings, console: Console) -> None:
         models = steps.bind(objective, steps.averaged(state, frozen), training=False)
         return objective.evaluate(models, batch)[0]
 
+    means: dict[str, dict[str, float]] = {name: {} for name in changes}
+    rows, size = 0, min(8, len(clips))
+    for seed in range(moments):  # several moments of each clip
+        samples = pipeline.train_dataset(clips, description, objective.sample, size, seed)
+        for _, batch in zip(range(len(clips) // size), samples, strict=False):
+            rows += size
+            batch = {k: jnp.asarray(v) for k, v in batch.items()}
+            for name, change in changes.items():
+                for key, value in evaluate(change(batch)).items():
+                    means[name][key] = means[name].get(key, 0.0) + float(value.sum())
+    return {name: {k: v / rows for k, v in found.items()} for name, found in means.items()}
+
+
+def ablation(settings: Settings, console: Console) -> None:
+    """Validation measures of the trained adapter with one thing taken away at a time."""
     changes = {
         "all": lambda batch: batch,
         "without sound": lambda batch: batch | {"windows": jnp.zeros_like(batch["windows"])},
@@ -216,24 +238,22 @@ def ablation(settings: Settings, console: Console) -> None:
             | {"identity": jnp.roll(batch["identity"], 1, axis=0), "person": batch["identity"]}
         ),
     }
-    sums: dict[str, dict[str, float]] = {name: {} for name in changes}
-    rows = 0.0
-    # Several moments of each clip.
-    sample = objective.sample
-    for seed in range(4):
-        samples = pipeline.train_dataset(clips, description, sample, 8, seed)
-        for _, batch in zip(range(max(1, len(clips) // 8)), samples, strict=False):
-            rows += len(batch["target"])
-            batch = {k: jnp.asarray(v) for k, v in batch.items()}
-            for name, change in changes.items():
-                for key, value in evaluate(change(batch)).items():
-                    sums[name][key] = sums[name].get(key, 0.0) + float(value.sum())
+    means = measured(settings, changes, moments=4)
     table = Table("", "L1 hidden", "L1 mouth", "identity", title="adapter on held-out people")
-    show = lambda found, key: f"{found[key] / rows:.4f}"
     keys = ("l1_hidden", "l1_mouth", "identity")
-    table.add_row("frozen base", *(show(sums["all"], f"base_{k}") for k in keys))
-    for name, found in sums.items():
-        table.add_row(f"adapter, {name}", *(show(found, k) for k in keys))
+    table.add_row("frozen base", *(f"{means['all'][f'base_{k}']:.4f}" for k in keys))
+    for name, found in means.items():
+        table.add_row(f"adapter, {name}", *(f"{found[k]:.4f}" for k in keys))
+    console.print(table)
+
+
+def expert(settings: Settings, console: Console) -> None:
+    """How often the expert tells sound in step from the same clip's sound elsewhere, on held-out people."""
+    [found] = measured(settings, {"": lambda batch: batch}, moments=40).values()
+    table = Table("by the threshold 0.5", "which of two", "cosine in step", "cosine shifted")
+    table.title = "expert on held-out people"
+    keys = ("accuracy", "ordered", "cosine_right", "cosine_wrong")
+    table.add_row(*(f"{found[key]:.3f}" for key in keys))
     console.print(table)
 
 
@@ -289,7 +309,8 @@ def main(options: Options) -> None:
         return
     if options.only == "stable_syncnet":
         trained(options, "stable_syncnet", pack, plain, "expert")
-        return course(folder / "runs/stable_syncnet", console)
+        course(folder / "runs/stable_syncnet", console)
+        return expert(run_settings(options, "stable_syncnet", pack, plain), console)
     pack = trained(options, "vae", pack, plain, "vae")
     if reached("vae"):
         return

@@ -160,7 +160,7 @@ def export_adapter(pack: Path, output: Path) -> int:
     _, perceiver = assets.load_component(pack, "perceiver")
     shared: dict[int, torch.Tensor] = {}
     state: StateDict = {
-        key: shared.setdefault(id(value), torch.from_numpy(value))
+        key: shared.setdefault(id(value), torch.tensor(value))
         for key, value in unavglip.export(config, unet, perceiver).items()
     }
     with assets.replacement(output) as partial:

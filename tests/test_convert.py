@@ -1,7 +1,6 @@
 """From published files to a pack and back, and every way in which that must fail."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from test_unet import torch_unet
 
+import commands
 from comparing import randomise
 from unavglip_jax import assets, params
 from unavglip_jax.config import InputError
@@ -27,15 +27,6 @@ from unavglip_jax.models.unet import UNet
 from unavglip_jax.models.whisper import Whisper, WhisperConfig
 
 VECTORS = Path(__file__).parent / "vectors"
-
-
-def unavglip_command(*arguments, expect=0) -> subprocess.CompletedProcess:
-    """Runs the command as a user would."""
-    command = [str(Path(sys.executable).with_name("unavglip")), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def tensors(arrays) -> dict:
@@ -78,7 +69,7 @@ def common(files):
 @pytest.fixture(scope="module")
 def pack(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packs") / "unavglip"
-    done = unavglip_command(
+    done = commands.unavglip(
         "convert", "unavglip", "--checkpoint", files / "adapter.bin", "--unet-config",
         files / "unet.json", *common(files), "--output", folder,
     )  # fmt: skip
@@ -87,7 +78,7 @@ def pack(files, tmp_path_factory):
 
 
 def test_adapter_to_pack_and_back_is_the_identity(files, pack, tmp_path):
-    done = unavglip_command("convert", "export", "--pack", pack, "--output", tmp_path / "back.bin")
+    done = commands.unavglip("convert", "export", "--pack", pack, "--output", tmp_path / "back.bin")
     assert "1289 keys" in done.stdout
     published, exported = (
         torch.load(p, weights_only=True) for p in (files / "adapter.bin", tmp_path / "back.bin")
@@ -127,7 +118,7 @@ def test_generator_of_a_pack_is_the_checkpoints(files, pack):
 
 @pytest.mark.parametrize("version", ["v10", "v15"])
 def test_musetalk_to_pack(files, tmp_path, version):
-    unavglip_command(
+    commands.unavglip(
         "convert", "musetalk", "--version", version, "--unet", files / "unet.pth", "--unet-config",
         files / "musetalk.json", *common(files), "--output", tmp_path / "pack",
     )  # fmt: skip
@@ -145,11 +136,11 @@ def test_networks_are_added_by_what_they_are(pack, files, tmp_path):
     state = {key: torch.zeros(shape) for key, shape in keys["keys"].items()}
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "unknown.model")
     before = assets.read_pack(pack)
-    unavglip_command("convert", "add", "--pack", pack, tmp_path / "unknown.model")
+    commands.unavglip("convert", "add", "--pack", pack, tmp_path / "unknown.model")
     assert "syncnet_v2" in assets.read_pack(pack).components
-    done = unavglip_command("convert", "add", "--pack", pack, tmp_path / "unknown.model", expect=1)
+    done = commands.unavglip("convert", "add", "--pack", pack, tmp_path / "unknown.model", expect=1)
     assert "has a syncnet_v2 already" in done.stderr
-    done = unavglip_command("convert", "add", "--pack", pack, files / "unet.pth", expect=1)
+    done = commands.unavglip("convert", "add", "--pack", pack, files / "unet.pth", expect=1)
     assert "is a Stable-Diffusion UNet, which is part of a new pack" in done.stderr
     (pack / assets.read_pack(pack).components["syncnet_v2"].file).unlink()
     assets.write_description(pack, before)
@@ -272,7 +263,7 @@ def test_another_network_is_named(files, tmp_path):
 def test_the_wrong_unet_configuration_is_named(files, tmp_path):
     wrong = json.loads((files / "musetalk.json").read_text()) | {"in_channels": 9}
     (tmp_path / "musetalk.json").write_text(json.dumps(wrong))
-    done = unavglip_command(
+    done = commands.unavglip(
         "convert", "musetalk", "--version", "v10", "--unet", files / "unet.pth", "--unet-config",
         tmp_path / "musetalk.json", *common(files), "--output", tmp_path / "pack", expect=1,
     )  # fmt: skip
@@ -352,10 +343,13 @@ def test_a_damaged_pack_is_refused(pack, tmp_path):
 
 
 def test_the_command_explains_itself(pack, files):
-    assert "convert" in unavglip_command("--help").stdout
-    done = unavglip_command("convert", "export", "--pack", files, "--output", "x", expect=1)
+    assert "convert" in commands.unavglip("--help").stdout
+    program = Path(sys.executable).with_name("unavglip")
+    line = [program, "convert", "export", "--pack", files, "--output", "x"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-    done = unavglip_command("convert", "export", "--pack", pack, "--output", pack, expect=1)
+    done = commands.unavglip("convert", "export", "--pack", pack, "--output", pack, expect=1)
     assert "exists" in done.stderr
 
 

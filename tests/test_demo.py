@@ -139,7 +139,7 @@ def test_a_shrunk_pack_holds_the_rounded_weights(pack, tmp_path):
 @pytest.mark.full
 def test_the_demo_pack_can_be_trained_from_nothing(tmp_path):
     options = train_demo.Options(
-        tmp_path, identities=6, few=4, speakers=4, recordings=4, scale=0.001
+        tmp_path, identities=6, few=4, photographs=1, speakers=4, recordings=4, scale=0.001
     )
     train_demo.main(options)
     train_demo.main(options)  # nothing is done twice

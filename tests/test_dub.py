@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import commands
 import tiny
 from unavglip_jax import assets, params
 from unavglip_jax.config import InputError
@@ -265,20 +266,12 @@ def test_a_photograph_chooses_the_person(work, networks, tmp_path, collect):
 # ---- the command ------------------------------------------------------------------------------------
 
 
-def command(*arguments, expect=0, **options):
-    line = [str(Path(sys.executable).with_name("unavglip")), *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
 def test_command_writes_a_finished_video(work, tmp_path):
     rate, fps = 44100, Fraction(24000, 1001)
     tiny.talking_photo(tmp_path / "film.mp4", seconds=1, fps=fps, size=(322, 242))
     t = np.arange(rate * 3 // 2) / rate
     write_wav(tmp_path / "music.wav", 0.3 * np.sin(2 * np.pi * 440 * t), rate, channels=2)
-    command(
+    commands.unavglip(
         "dub", "--pack", work / "pack", "--video", tmp_path / "film.mp4", "--audio",
         tmp_path / "music.wav", "--output", tmp_path / "out.mp4", "--contact-sheet",
         "--side-by-side", "--quiet",
@@ -355,7 +348,7 @@ def test_bad_inputs_are_one_sentence_and_leave_nothing(work, tmp_path, change, s
         "pack": work / "pack",
     }
     arguments = [x for name, value in (given | change).items() for x in (f"--{name}", value)]
-    done = command("dub", *arguments, "--quiet", expect=1, cwd=tmp_path)
+    done = commands.unavglip("dub", *arguments, "--quiet", expect=1, cwd=tmp_path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and says in errors[0], done.stderr
     assert sorted(tmp_path.rglob("*")) == before

@@ -43,6 +43,7 @@ class Options:
       folder: of everything; a second run goes on in it.
       identities: drawn people, of one second each.
       few: of these, those that the embedder learns from.
+      photographs: warped copies of the photograph, of one second each, that the generator learns from.
       speakers: people of 30 s, that the expert learns from.
       recordings: of up to 30 s, that the audio encoder learns from.
       scale: factor of all numbers of steps.
@@ -51,6 +52,7 @@ class Options:
     folder: Path = Path("runs/demo")
     identities: int = 1300
     few: int = 320
+    photographs: int = 80
     speakers: int = 40
     recordings: int = 400
     scale: float = 1.0
@@ -70,8 +72,9 @@ def main(options: Options) -> None:
     done("the first heads")
     embedder = trained("identity", folder, whisper, plain, options)
     done("face embedder")
+    short = short._replace(photographs=options.photographs)
     data = data_set(folder / "sets/embedded", short, options.identities, embedder, embeddings=4)
-    done("all heads")
+    done("all heads, and the photograph's")
     vae = trained("vae", folder, embedder, data, options)
     done("auto-encoder")
     unet = trained("unet", folder, vae, data, options)
@@ -101,18 +104,24 @@ def hearing_pack(folder: Path, options: Options) -> Path:
 
 
 class Footage(NamedTuple):
-    """Where drawn people are kept, and how often and for how many seconds each of them speaks."""
+    """Where drawn people are kept, how often and for how many seconds each speaks, and photographs too."""
 
     folder: Path
     clips: int
     seconds: float
+    photographs: int = 0
 
 
 def data_set(folder: Path, footage: Footage, people: int, pack: Path, embeddings: int) -> Path:
     """The clips of the first so many people, drawn if there is no data set yet; a person is a folder."""
     if not (folder / clips.NAME).exists():  # there may be more people since
-        videos, count, seconds = footage
-        synth.synthesise(people, count, seconds, 208, videos, SEED, photograph_share=0.0)
+        videos, count, seconds, photographs = footage
+        draw = lambda number, where, share: synth.synthesise(
+            number, count, seconds, 208, where, SEED, photograph_share=share
+        )
+        draw(people, videos, 0.0)
+        if photographs:
+            draw(photographs, videos / "photographs", 1.0)
         chosen = PreprocessSettings(
             min_seconds=0.48, min_face=60, identities=embeddings, max_offset=None, people="folder"
         )
