@@ -1,6 +1,7 @@
 """From published files to a pack and back, and every way in which that must fail."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys

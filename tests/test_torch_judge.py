@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_syncnets import TINY
 
 import tiny
 from comparing import channels_first, relative_error
@@ -25,7 +24,7 @@ from unavglip_jax.dubbing import generator
 from unavglip_jax.evaluation import sync, torch_judge, torch_networks
 from unavglip_jax.media import video
 from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
-from unavglip_jax.models.stable_syncnet import EncoderConfig, StableSyncNetConfig
+from unavglip_jax.models.stable_syncnet import PRESETS, EncoderConfig, StableSyncNetConfig
 from unavglip_jax.models.syncnet_v2 import SyncNetV2Config
 from unavglip_jax.models.unet import merge_lora
 from unavglip_jax.models.vae import VAEConfig
@@ -277,7 +276,7 @@ def test_a_stable_syncnet_of_latents_is_left_out():
         file="a", sha256="", config=config.model_dump(mode="json"), source="", licence=""
     )
     assert torch_judge.usable("stable_syncnet", of(STABLE))
-    assert not torch_judge.usable("stable_syncnet", of(TINY))
+    assert not torch_judge.usable("stable_syncnet", of(PRESETS["16_latent"]))
     assert torch_judge.usable("syncnet_v2", of(SyncNetV2Config()))
 
 
