@@ -52,18 +52,6 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def drawn(base):
-    """The same of the kind "vae": quick to compile, and noise is drawn in every step."""
-    objective = {"kind": "vae", "pack": str(base / "pack"), "losses": {"pixel": 1.0}}
-    values = yaml.safe_load((base / "train.yaml").read_text())
-    (base / "vae").mkdir()
-    values |= {"objective": objective, "output": str(base / "vae/run")}
-    (base / "vae/train.yaml").write_text(yaml.safe_dump(values))
-    run(base / "vae/train.yaml")
-    return base / "vae"
-
-
 def run(path, *changes):
     loop.train(settings.read(path, ("mesh.data=1", "mesh.fsdp=4", *changes)))
 
@@ -344,9 +332,9 @@ def wait_for(condition, process, seconds=240):
 LONG = ("steps=21", "optimizer.schedule=constant", "checkpoint_every=7")
 
 
-def test_killed_and_started_again_it_is_the_same_run(drawn, tmp_path):
+def test_killed_and_started_again_it_is_the_same_run(base, tmp_path):
     """SIGKILL somewhere behind the first checkpoint, SIGTERM somewhere later, and once more to the end."""
-    path, whole, broken = drawn / "train.yaml", tmp_path / "whole", tmp_path / "broken"
+    path, whole, broken = base / "train.yaml", tmp_path / "whole", tmp_path / "broken"
     undisturbed = start(path, f"output={whole}", *LONG)
     begin = lambda *changes: start(path, f"output={broken}", *LONG, *changes)
     reached = lambda step: max(losses(broken), default=0) >= step
@@ -375,30 +363,30 @@ def test_killed_and_started_again_it_is_the_same_run(drawn, tmp_path):
     assert (broken / "curves.png").stat().st_size > 10_000
 
 
-def test_it_goes_on_in_another_arrangement_of_the_devices(drawn, tmp_path):
-    shutil.copytree(drawn / "run", tmp_path / "run")
+def test_it_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
+    shutil.copytree(base / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
-    run(drawn / "train.yaml", f"output={tmp_path}/run", "mesh.data=4", "mesh.fsdp=1")
-    same(losses(tmp_path / "run"), losses(drawn / "run"))
+    run(base / "train.yaml", f"output={tmp_path}/run", "mesh.data=4", "mesh.fsdp=1")
+    same(losses(tmp_path / "run"), losses(base / "run"))
 
 
 @FULL
-def test_muon_goes_on_in_another_arrangement_of_the_devices(drawn, tmp_path):
+def test_muon_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
     muon = ("optimizer.kind=muon", "checkpoint_every=2", "keep=4", "validate_every=100")
-    run(drawn / "train.yaml", f"output={tmp_path}", *muon)
+    run(base / "train.yaml", f"output={tmp_path}", *muon)
     expected = losses(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints/4")
-    run(drawn / "train.yaml", f"output={tmp_path}", *muon, "mesh.data=4", "mesh.fsdp=1")
+    run(base / "train.yaml", f"output={tmp_path}", *muon, "mesh.data=4", "mesh.fsdp=1")
     same(losses(tmp_path), expected)
     with pytest.raises(AssertionError):
-        same(expected, losses(drawn / "run"))
+        same(expected, losses(base / "run"))
 
 
-def test_two_processes_are_one(drawn, tmp_path):
+def test_two_processes_are_one(base, tmp_path):
     coordinator = {"UNAVGLIP_COORDINATOR": "127.0.0.1:34761", "UNAVGLIP_NUM_PROCESSES": "2"}
     both = [
         start(
-            drawn / "train.yaml", f"output={tmp_path}", "mesh.data=2", "mesh.fsdp=2",
+            base / "train.yaml", f"output={tmp_path}", "mesh.data=2", "mesh.fsdp=2",
             **coordinator, UNAVGLIP_PROCESS_ID=str(i), JAX_NUM_CPU_DEVICES="2",
         )
         for i in range(2)
@@ -410,16 +398,16 @@ def test_two_processes_are_one(drawn, tmp_path):
         for process in both:
             process.kill()
             process.communicate()
-    same(losses(tmp_path), losses(drawn / "run"))
+    same(losses(tmp_path), losses(base / "run"))
     # Another number of processes goes on from there.
     shutil.rmtree(tmp_path / "checkpoints/4")
-    run(drawn / "train.yaml", f"output={tmp_path}")
-    same(losses(tmp_path), losses(drawn / "run"))
+    run(base / "train.yaml", f"output={tmp_path}")
+    same(losses(tmp_path), losses(base / "run"))
 
 
-def test_a_damaged_checkpoint_is_an_error_that_names_the_one_before(drawn, tmp_path):
-    shutil.copytree(drawn / "run", tmp_path / "run")
-    path, output = drawn / "train.yaml", f"output={tmp_path}/run"
+def test_a_damaged_checkpoint_is_an_error_that_names_the_one_before(base, tmp_path):
+    shutil.copytree(base / "run", tmp_path / "run")
+    path, output = base / "train.yaml", f"output={tmp_path}/run"
     newest = tmp_path / "run/checkpoints/4"
     for file in (newest / "train").rglob("*"):
         if file.is_file():
@@ -428,7 +416,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_one_before(drawn, tmp_p
         run(path, output, "steps=6")
     shutil.rmtree(newest)
     run(path, output)
-    same(losses(tmp_path / "run"), losses(drawn / "run"))
+    same(losses(tmp_path / "run"), losses(base / "run"))
 
 
 def test_it_goes_on_only_with_what_it_began_with(base, tmp_path):
@@ -448,9 +436,9 @@ def test_it_goes_on_only_with_what_it_began_with(base, tmp_path):
         run(path, output, "steps=9", "seed=1")
 
 
-def test_what_is_not_a_number_stops_the_run_and_is_kept(drawn, tmp_path):
-    shutil.copytree(drawn / "run", tmp_path / "run")
-    path, output = drawn / "train.yaml", tmp_path / "run"
+def test_what_is_not_a_number_stops_the_run_and_is_kept(base, tmp_path):
+    shutil.copytree(base / "run", tmp_path / "run")
+    path, output = base / "train.yaml", tmp_path / "run"
     with pytest.raises(InputError, match=r"step 5: the loss is .*lower optimizer.learning_rate"):
         run(path, f"output={output}", "steps=8", "objective.losses.pixel=1.0e39", "log_every=100")
     [dump] = output.glob("bad_batch_5_*.npz")
