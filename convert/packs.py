@@ -158,11 +158,10 @@ def export_adapter(pack: Path, output: Path) -> int:
         raise InputError(f"{pack} has no adapter to export; it is not a pack of UnAvgLip")
     config, unet = assets.load_generator(pack)
     _, perceiver = assets.load_component(pack, "perceiver")
-    shared: dict[int, torch.Tensor] = {}
-    state: StateDict = {
-        key: shared.setdefault(id(value), torch.tensor(value))
-        for key, value in unavglip.export(config, unet, perceiver).items()
-    }
+    exported = unavglip.export(config, unet, perceiver)
+    shared = {id(value): value for value in exported.values()}  # some have several names
+    tensors = {number: torch.tensor(value) for number, value in shared.items()}
+    state: StateDict = {key: tensors[id(value)] for key, value in exported.items()}
     with assets.replacement(output) as partial:
         torch.save(state, partial)
     return len(state)

@@ -37,9 +37,8 @@ NOSE = [6, 197, 195, 5, 4, 1, 19, 2, 97, 326, 98, 327, 129, 358, 64, 294, 48, 27
 UNDER_NOSE = [98, 97, 2, 326, 327]
 FOREHEAD, CHIN_TIP, BRIDGE, SUBNASALE = 10, 152, 168, 2
 INNER_LIPS = [13, 14]  # upper and lower
-OUTLINES = (
-    FACE + JAW + LIPS + CHIN + NOSE + UNDER_NOSE + INNER_LIPS + [BRIDGE]
-)  # `mesh_mask` sees these
+# All that `mesh_mask` looks at.
+OUTLINES = FACE + JAW + LIPS + CHIN + NOSE + UNDER_NOSE + INNER_LIPS + [BRIDGE]
 
 # Measured on drawn heads: the chin goes down by this share of the gap between the lips, and the widest gap of
 # speech is this many noses (from bridge to underside).

@@ -1,9 +1,9 @@
 """The demonstration pack from nothing: `python -m unavglip_jax.training.demo --folder runs/demo`.
 
 Drawn heads speak, and everything is learnt from them: an audio encoder from speech alone, a face embedder
-from some of the heads, an auto-encoder, the UNet and UnAvgLip's adapter over it from all of them, and an
-expert of lip sync from fewer people who speak for longer. What each run does is in
-`configs/train/demo_*.yaml`. A second run goes on where the first one stopped.
+from some of the heads, an auto-encoder, the UNet and UnAvgLip's adapter over it from all of them and from
+warped copies of a photograph, and an expert of lip sync from fewer people who speak for longer. What each
+run does is in `configs/train/demo_*.yaml`. A second run goes on where the first one stopped.
 """
 
 import time
