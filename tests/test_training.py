@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -383,7 +384,10 @@ def test_muon_goes_on_in_another_arrangement_of_the_devices(base, tmp_path):
 
 
 def test_two_processes_are_one(base, tmp_path):
-    coordinator = {"UNAVGLIP_COORDINATOR": "127.0.0.1:34761", "UNAVGLIP_NUM_PROCESSES": "2"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = {"UNAVGLIP_COORDINATOR": address, "UNAVGLIP_NUM_PROCESSES": "2"}
     both = [
         start(
             base / "train.yaml", f"output={tmp_path}", "mesh.data=2", "mesh.fsdp=2",

@@ -24,7 +24,7 @@ def start() -> None:
     given = [os.environ.get(name) for name in NAMES]
     if given[0] == "auto" or (not any(given) and in_cluster()):
         jax.distributed.initialize()
-        return
+        return compile_together()
     if not any(given):
         return
     if not all(given):
@@ -37,6 +37,17 @@ def start() -> None:
             "numbers, the first below the second"
         )
     jax.distributed.initialize(coordinator, int(count), int(index))
+    compile_together()
+
+
+def compile_together() -> None:
+    """Leaves the compilation cache alone on CPUs.
+
+    There the first process finds its step in it and the others, whose keys differ, never do; the first
+    would wait for their compilers in a collective, and Gloo gives up after half a minute.
+    """
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def in_cluster() -> bool:
