@@ -8,6 +8,7 @@ from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.models.layers import l2_normalize
 from unavglip_jax.training import losses
 from unavglip_jax.training.dubbing import images
+from unavglip_jax.training.losses import Images, Landmarks
 from unavglip_jax.training.objective import Batch, Models, Objective, key_of, load, named
 from unavglip_jax.training.settings import Settings
 
@@ -45,10 +46,25 @@ def embeddings(models: Models, batch: Batch) -> Array:
     return models["identity"](faces)
 
 
+def surrounded(faces: Images, frames: Images, landmarks: Landmarks, key: Array) -> Images:
+    """Aligned faces of which every other has somebody else's picture around it instead of black.
+
+    Where the crop ends, a face cut from it is black, and a face cut from a whole frame, as for a data set or
+    a dub, is not. An embedder that has only seen black there takes the two for different people.
+    """
+    inside = losses.warp_faces(jnp.ones_like(frames[..., :1]), landmarks) > 0
+    shape = (len(faces), *faces.shape[1:3], 3)
+    others = jax.image.resize(jnp.roll(frames, 1, axis=0), shape, "linear")
+    bare = jax.random.bernoulli(key, shape=(len(faces), 1, 1, 1))
+    return jnp.where(inside | bare, faces, others)
+
+
 def loss(models: Models, batch: Batch, step: Array, key: Array):
     """ArcFace's over the people of the training split."""
-    del step, key
-    found, labels = embeddings(models, batch), batch["label"].repeat(batch["target"].shape[1])
+    del step
+    frames, landmarks = images(batch["target"]), batch["landmarks"].reshape(-1, 68, 2)
+    faces = surrounded(losses.warp_faces(frames, landmarks), frames, landmarks, key)
+    found, labels = models["identity"](faces), batch["label"].repeat(batch["target"].shape[1])
     # With ArcFace's scale of 64 a new network does not move; 16 is for few people.
     value = losses.arcface_margin(found, models["directions"]["kernel"], labels, scale=16.0)
     cosines = l2_normalize(found) @ l2_normalize(models["directions"]["kernel"]).T
