@@ -1,6 +1,7 @@
 """Does it learn? Tiny networks, from nothing, on synthetic talking heads, with tables of what they learnt.
 
     python benchmarks/learning.py --folder runs/learning
+    python benchmarks/learning.py --run runs/demo/runs/adapter
 
 Made one after the other, each stage going on where it was stopped: videos, a data set, an auto-encoder, a
 face embedder and a lip-sync expert; then, with those, the data set again with embeddings, a whole UNet
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -39,12 +41,14 @@ class Options:
 
     Attributes:
       folder: of everything; a second run goes on in it.
+      run: folder of an adapter's or an expert's training, made by whatever settings; only this is measured.
       identities: people, of whom a tenth are for validation.
       scale: factor of all numbers of steps.
       only: the last stage to run.
     """
 
-    folder: Path
+    folder: Path = Path("runs/learning")
+    run: Path | None = None
     identities: int = 100
     scale: float = 1.0
     only: str = "report"
@@ -194,67 +198,85 @@ Change = Callable[[Batch], Batch]
 
 def measured(
     settings: Settings, changes: dict[str, Change], moments: int
-) -> dict[str, dict[str, float]]:
-    """Mean validation measures of what a run trained, with batches changed in several ways."""
+) -> dict[str, dict[str, np.ndarray]]:
+    """Validation measures of what a run trained, with batches changed in several ways.
+
+    Each is an array of as many moments of every held-out clip, in the same order for all changes.
+    """
     mesh = sharding.make_mesh(settings.mesh)
     clips, description = open_data_set(settings.data.path, "validation")
     objective = loop.build(settings, description)
     state, frozen = steps.initial(objective, settings, mesh)
     with checkpoint.manager(settings.output / "checkpoints", None, steps.State._fields) as manager:
         state = steps.State(**checkpoint.restore(manager, manager.latest_step(), state._asdict()))
+    sample = objective.sample.replace(identity_dropout=0.0, augment=False)
 
     @jax.jit
     def evaluate(batch):
         models = steps.bind(objective, steps.averaged(state, frozen), training=False)
         return objective.evaluate(models, batch)[0]
 
-    means: dict[str, dict[str, float]] = {name: {} for name in changes}
-    rows, size = 0, min(8, len(clips))
-    for seed in range(moments):  # several moments of each clip
-        samples = pipeline.train_dataset(clips, description, objective.sample, size, seed)
+    found, size = {name: [] for name in changes}, min(8, len(clips))
+    for seed in range(moments):
+        samples = pipeline.train_dataset(clips, description, sample, size, seed)
         for _, batch in zip(range(len(clips) // size), samples, strict=False):
-            rows += size
             batch = {k: jnp.asarray(v) for k, v in batch.items()}
             for name, change in changes.items():
-                for key, value in evaluate(change(batch)).items():
-                    means[name][key] = means[name].get(key, 0.0) + float(value.sum())
-    return {name: {k: v / rows for k, v in found.items()} for name, found in means.items()}
+                found[name].append(jax.device_get(evaluate(change(batch))))
+    return {name: jax.tree.map(lambda *x: np.concatenate(x), *all) for name, all in found.items()}
 
 
 def ablation(settings: Settings, console: Console) -> None:
     """Validation measures of the trained adapter with one thing taken away at a time."""
+    rolled = lambda x: jnp.roll(x, 1, axis=0)
+    # Whoever the adapter is told, the person to compare with is the true one.
+    told = lambda batch, identity: batch | {"identity": identity, "person": batch["identity"]}
     changes = {
         "all": lambda batch: batch,
         "without sound": lambda batch: batch | {"windows": jnp.zeros_like(batch["windows"])},
-        "another clip's sound": lambda batch: (
-            batch | {"windows": jnp.roll(batch["windows"], 1, axis=0)}
-        ),
-        # The person to compare with is still known.
-        "without identity": lambda batch: (
-            batch | {"identity": jnp.zeros_like(batch["identity"]), "person": batch["identity"]}
-        ),
-        "another's identity": lambda batch: (
-            batch
-            | {"identity": jnp.roll(batch["identity"], 1, axis=0), "person": batch["identity"]}
-        ),
+        "another clip's sound": lambda batch: batch | {"windows": rolled(batch["windows"])},
+        "without identity": lambda batch: told(batch, jnp.zeros_like(batch["identity"])),
+        "another's identity": lambda batch: told(batch, rolled(batch["identity"])),
     }
-    means = measured(settings, changes, moments=4)
-    table = Table("", "L1 hidden", "L1 mouth", "identity", title="adapter on held-out people")
-    keys = ("l1_hidden", "l1_mouth", "identity")
-    table.add_row("frozen base", *(f"{means['all'][f'base_{k}']:.4f}" for k in keys))
-    for name, found in means.items():
-        table.add_row(f"adapter, {name}", *(f"{found[k]:.4f}" for k in keys))
+    found = measured(settings, changes, moments=8)
+    whole, keys = found["all"], ("l1_hidden", "l1_mouth", "identity")
+    rows = {"frozen base": {k: whole[f"base_{k}"] for k in keys}}
+    rows |= {f"adapter, {name}": row for name, row in found.items()}
+    title = f"adapter on held-out people, {len(whole['l1_mouth'])} moments; less all, and its standard error"
+    table = Table("", "L1 hidden", "L1 mouth", "identity", title=title)
+    for name, row in rows.items():
+        table.add_row(name, *(compared(row[k], whole[k]) for k in keys))
     console.print(table)
+
+
+def compared(values: np.ndarray, others: np.ndarray) -> str:
+    """The mean; how much more it is than of the others, moment by moment, and the standard error of that."""
+    if values is others:
+        return f"{values.mean():.4f}"
+    off = values - others
+    return f"{values.mean():.4f} ({off.mean():+.4f} ± {off.std() / len(off) ** 0.5:.4f})"
 
 
 def expert(settings: Settings, console: Console) -> None:
     """How often the expert tells sound in step from the same clip's sound elsewhere, on held-out people."""
     [found] = measured(settings, {"": lambda batch: batch}, moments=40).values()
     table = Table("by the threshold 0.5", "which of two", "cosine in step", "cosine shifted")
-    table.title = "expert on held-out people"
+    table.title = f"expert on held-out people, {len(found['ordered'])} pairs"
     keys = ("accuracy", "ordered", "cosine_right", "cosine_wrong")
-    table.add_row(*(f"{found[key]:.3f}" for key in keys))
+    table.add_row(*(f"{found[key].mean():.3f}" for key in keys))
     console.print(table)
+
+
+def report(run: Path, console: Console) -> None:
+    """What a run has learnt: its course, and what can be said of its end."""
+    course(run, console)
+    with checkpoint.manager(run / "checkpoints", None, steps.State._fields) as manager:
+        stored = checkpoint.read_config(manager, manager.latest_step())
+    settings = Settings(**stored["settings"])
+    if settings.objective.kind == "unavglip":
+        ablation(settings, console)
+    if settings.objective.kind == "stable_syncnet":
+        expert(settings, console)
 
 
 def course(run: Path, console: Console) -> None:
@@ -293,6 +315,8 @@ def overfit(settings: Settings, count: int, console: Console) -> None:
 def main(options: Options) -> None:
     """Runs the stages up to the one asked for."""
     console, began, folder = Console(width=140), time.perf_counter(), options.folder
+    if options.run:
+        return report(options.run, console)
 
     def reached(stage: str) -> bool:
         console.print(f"{stage}: done after {time.perf_counter() - began:.0f} s")
@@ -309,8 +333,7 @@ def main(options: Options) -> None:
         return
     if options.only == "stable_syncnet":
         trained(options, "stable_syncnet", pack, plain, "expert")
-        course(folder / "runs/stable_syncnet", console)
-        return expert(run_settings(options, "stable_syncnet", pack, plain), console)
+        return report(folder / "runs/stable_syncnet", console)
     pack = trained(options, "vae", pack, plain, "vae")
     if reached("vae"):
         return
@@ -326,8 +349,7 @@ def main(options: Options) -> None:
         return
     for kind in RUNS:
         if (folder / "runs" / kind).exists():  # the expert is trained only if it is asked for
-            course(folder / "runs" / kind, console)
-    ablation(run_settings(options, "unavglip", base, data), console)
+            report(folder / "runs" / kind, console)
     overfit(run_settings(options, "musetalk_v10", pack, data), round(600 * options.scale), console)
 
 
