@@ -22,6 +22,7 @@ from unavglip_jax.models.stable_syncnet import StableSyncNet, StableSyncNetConfi
 from unavglip_jax.models.vgg import VGG
 from unavglip_jax.models.wav2lip_syncnet import Wav2LipSyncNet, Wav2LipSyncNetConfig
 from unavglip_jax.training import losses
+from unavglip_jax.training.embedder import surrounded
 
 
 def uniform(*shape, seed=0, low=-1.0):
@@ -388,6 +389,24 @@ def test_warped_faces_are_aligned_ones(size, side):
     assert found.shape == (3, 112, 112, 3)
     assert error.max() < 1.1
     assert (black > 0.05) == (side > min(size))
+
+
+def test_an_embedder_learns_faces_with_and_without_surroundings():
+    """Pictures of one brightness each: in the crop it stays, around it is black or another's, by the face."""
+    count = 32
+    brightness = np.linspace(-0.5, 1, count, dtype=np.float32)[:, None, None, None]
+    frames = np.broadcast_to(brightness, (count, 30, 34, 3))
+    landmarks = face_landmarks(30, 34, 45, count)
+    aligned = np.asarray(losses.warp_faces(frames, landmarks))
+    made = np.asarray(surrounded(jnp.asarray(aligned), frames, landmarks, jax.random.key(0)))
+    inside, outside = abs(aligned - brightness) < 1e-5, aligned == -1
+    assert inside.mean() > 0.3 and outside.mean() > 0.1
+    assert np.array_equal(made[inside], aligned[inside])
+    others = np.broadcast_to(np.roll(brightness, 1, axis=0), made.shape)
+    black = [(made[i][outside[i]] == -1).all() for i in range(count)]
+    filled = [np.allclose(made[i][outside[i]], others[i][outside[i]]) for i in range(count)]
+    assert np.array_equal(black, np.logical_not(filled))
+    assert 8 <= sum(black) <= 24
 
 
 def test_slope_of_warped_faces():

@@ -16,6 +16,11 @@ from unavglip_jax.config import InputError
 
 Groups = Mapping[str, Any]  # name -> tree of arrays
 
+# A copy of an array on each device is written by all of them, a slice by each; for small ones, of which there
+# are thousands, the cutting takes longer than the writing.
+WHOLE = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+ARRAYS = ocp.type_handlers.create_type_handler_registry((jax.Array, WHOLE))
+
 
 @contextmanager
 def manager(folder: str | Path, keep: int | None, groups: Iterable[str]):
@@ -28,7 +33,7 @@ def manager(folder: str | Path, keep: int | None, groups: Iterable[str]):
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
     # Orbax must know what each item is before it says what is in one.
-    handlers = {name: ocp.StandardCheckpointHandler() for name in groups}
+    handlers = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS) for name in groups}
     handlers["config"] = ocp.JsonCheckpointHandler()
     folder = Path(folder).absolute()
     with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as opened:
@@ -39,7 +44,7 @@ def save(manager: ocp.CheckpointManager, step: int, groups: Groups, config: dict
     """Starts saving; the arrays are copied before it returns, so they may be donated afterwards."""
     if step in manager.all_steps():
         return
-    items = {name: ocp.args.StandardSave(tree) for name, tree in storable(groups).items()}
+    items = {name: ocp.args.PyTreeSave(tree) for name, tree in storable(groups).items()}
     arguments = ocp.args.Composite(**items, config=ocp.args.JsonSave(config))
     manager.save(step, args=arguments, force=True)
 
@@ -57,7 +62,10 @@ def restore(manager: ocp.CheckpointManager, step: int, groups: Groups) -> Groups
         stored = manager.item_metadata(step)
         for name, tree in wanted.items():
             compare(name, stored[name], tree, where)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        items = {
+            name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
+            for name, tree in wanted.items()
+        }
         found = manager.restore(step, args=ocp.args.Composite(**items))
     except InputError:
         raise
