@@ -34,6 +34,7 @@ Field = Literal[
     "reference",
     "hidden",
     "landmarks",
+    "aspect",
     "windows",
     "mel",
     "mel_wrong",
@@ -132,6 +133,7 @@ def sample(
     - `reference`: uint8 (T, H, W, 3), frames that show the face to be kept.
     - `hidden`: bool (T, H, W), the pixels of the target that the generator must not see.
     - `landmarks`: float32 (T, 68, 2) of the target, in pixels.
+    - `aspect`: float32 (T,), width by height of the boxes that the square target frames were cut from.
     - `windows`: float16 (T, 10 S, C), the audio tokens of each target frame.
     - `mel`: float32 (ceil(16 T / 5), 80), rows of `audio.wav2lip_mel` from the time of frame t on.
     - `mel_wrong`: the same of another window of the clip, T frames away or more: Wav2Lip's negative.
@@ -160,6 +162,9 @@ def sample(
         out["hidden"] = hidden(clip.landmarks[frames], description)
     if "landmarks" in wanted:
         out["landmarks"] = clip.landmarks[frames]
+    if "aspect" in wanted:
+        left, top, right, bottom = clip.boxes[frames].T
+        out["aspect"] = ((right - left) / (bottom - top)).astype(np.float32)
     if "windows" in wanted:
         indices = window_indices(count, len(clip.features), description.audio_front_end)
         out["windows"] = audio.gather_windows(clip.features, indices[frames])

@@ -16,7 +16,9 @@ from torch.nn import functional
 from comparing import channels_last, relative_error
 from unavglip_jax import params
 from unavglip_jax.convert import vgg as vgg_converter
+from unavglip_jax.data.footage import in_crops
 from unavglip_jax.faces import identity as faces
+from unavglip_jax.faces.crop import crop
 from unavglip_jax.models.iresnet import IResNet, IResNetConfig
 from unavglip_jax.models.stable_syncnet import StableSyncNet, StableSyncNetConfig
 from unavglip_jax.models.vgg import VGG
@@ -55,6 +57,10 @@ def gradient_of(f, x):
     gradient = np.asarray(jax.jit(jax.grad(f))(x))
     assert np.all(np.isfinite(gradient))
     return gradient
+
+
+def ones(count):
+    return np.ones(count, np.float32)
 
 
 def face_landmarks(height, width, side, count=2):
@@ -380,7 +386,7 @@ def test_warped_faces_are_aligned_ones(size, side):
     """What OpenCV makes of bytes, also where the face is larger than the picture."""
     frames, landmarks = smooth_frames(3, *size), face_landmarks(*size, side, 3)
     wanted = np.stack([faces.align(*pair) for pair in zip(frames, landmarks, strict=True)])
-    found = jax.jit(losses.warp_faces)(frames.astype(np.float32) / 127.5 - 1, landmarks)
+    found = jax.jit(losses.warp_faces)(frames.astype(np.float32) / 127.5 - 1, landmarks, ones(3))
     error = np.abs(np.asarray(found) * 127.5 + 127.5 - wanted)
     black = (wanted == 0).all(axis=-1).mean()
     print(
@@ -391,14 +397,32 @@ def test_warped_faces_are_aligned_ones(size, side):
     assert (black > 0.05) == (side > min(size))
 
 
+def test_a_face_warped_out_of_a_crop_is_the_one_in_the_frame():
+    """A crop is square and its box is not; a face that is wider than it is would be another person's."""
+    frames, landmarks = smooth_frames(3, 200, 180), face_landmarks(200, 180, 100, 3)
+    boxes = np.array([[20, 5, 140, 195], [10, 20, 170, 180], [5, 45, 178, 165]])
+    crops = np.stack([crop(*pair, 160) for pair in zip(frames, boxes.tolist(), strict=True)])
+    images, points = crops.astype(np.float32) / 127.5 - 1, in_crops(landmarks, boxes, 160)
+    aspect = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
+    for frame, place, found, bare in zip(
+        frames, landmarks,
+        np.asarray(losses.warp_faces(images, points, aspect)) * 127.5 + 127.5,
+        np.asarray(losses.warp_faces(np.ones_like(images), points, aspect)),
+        strict=True,
+    ):  # fmt: skip
+        wanted, inside = faces.align(frame, place), bare.min(axis=-1) > 0.999
+        assert inside.mean() > 0.5
+        assert np.abs(found - wanted)[inside].mean() < 1  # of 255, after two interpolations
+
+
 def test_an_embedder_learns_faces_with_and_without_surroundings():
     """Pictures of one brightness each: in the crop it stays, around it is black or another's, by the face."""
     count = 32
     brightness = np.linspace(-0.5, 1, count, dtype=np.float32)[:, None, None, None]
     frames = np.broadcast_to(brightness, (count, 30, 34, 3))
     landmarks = face_landmarks(30, 34, 45, count)
-    aligned = np.asarray(losses.warp_faces(frames, landmarks))
-    made = np.asarray(surrounded(jnp.asarray(aligned), frames, landmarks, jax.random.key(0)))
+    aligned = np.asarray(losses.warp_faces(frames, landmarks, ones(count)))
+    made = np.asarray(surrounded(frames, landmarks, ones(count), jax.random.key(0)))
     inside, outside = abs(aligned - brightness) < 1e-5, aligned == -1
     assert inside.mean() > 0.3 and outside.mean() > 0.1
     assert np.array_equal(made[inside], aligned[inside])
@@ -411,8 +435,8 @@ def test_an_embedder_learns_faces_with_and_without_surroundings():
 
 def test_slope_of_warped_faces():
     frames, landmarks = uniform(2, 30, 34, 3), face_landmarks(30, 34, 25)
-    weights = uniform(2, 112, 112, 3, seed=4)
-    check_slope(lambda x: (weights * losses.warp_faces(x, landmarks)).mean(), frames)
+    weights, aspect = uniform(2, 112, 112, 3, seed=4), np.array([0.7, 1.2])
+    check_slope(lambda x: (weights * losses.warp_faces(x, landmarks, aspect)).mean(), frames)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +451,7 @@ def embedder():
 def test_slope_of_identity(embedder):
     frames, landmarks = uniform(2, 40, 40, 3), face_landmarks(40, 40, 38)
     reference = uniform(2, 16, seed=2)
-    f = jax.value_and_grad(lambda x: losses.identity(embedder, x, landmarks, reference))
+    f = jax.value_and_grad(lambda x: losses.identity(embedder, x, landmarks, ones(2), reference))
     check_slope_in_float32(jax.jit(f), frames, 1e-3)
 
 
@@ -436,8 +460,8 @@ def test_identity_is_one_minus_the_cosine(embedder):
     images = frames.astype(np.float32) / 127.5 - 1
     reference = uniform(2, 16, seed=2)
     embed = jax.jit(embedder)
-    loss = jax.jit(lambda x, reference: losses.identity(embedder, x, landmarks, reference))
-    exact = np.asarray(embed(losses.warp_faces(images, landmarks)))
+    loss = jax.jit(lambda x, reference: losses.identity(embedder, x, landmarks, ones(2), reference))
+    exact = np.asarray(embed(losses.warp_faces(images, landmarks, ones(2))))
     cosines = np.diag(faces.cosine(exact, reference))
     assert float(loss(images, reference)) == pytest.approx(1 - cosines.mean(), abs=1e-6)
     assert float(loss(images, 7 * exact)) == pytest.approx(0, abs=1e-6)  # at another length
@@ -454,9 +478,9 @@ def test_identity_has_a_gradient_where_upstreams_has_none(embedder):
 
     def upstream(images):
         seen = (images * 255).astype(jnp.uint8).astype(jnp.float32) / 127.5 - 1
-        return losses.identity(embedder, seen, landmarks, reference)
+        return losses.identity(embedder, seen, landmarks, ones(1), reference)
 
-    ours = jax.jit(lambda images: losses.identity(embedder, images, landmarks, reference))
+    ours = jax.jit(lambda images: losses.identity(embedder, images, landmarks, ones(1), reference))
     assert not gradient_of(upstream, images).any()
     gradient = gradient_of(ours, images)
     assert np.mean(gradient != 0) > 0.5
@@ -469,7 +493,9 @@ def test_identity_has_a_gradient_where_upstreams_has_none(embedder):
 def test_identity_of_an_embedding_that_is_zero_is_finite():
     nothing = lambda aligned: 0 * aligned.reshape(len(aligned), -1)
     images, landmarks = uniform(1, 40, 40, 3), face_landmarks(40, 40, 38, 1)
-    f = lambda x: losses.identity(nothing, x, landmarks, np.ones((1, 112 * 112 * 3), np.float32))
+    f = lambda x: losses.identity(
+        nothing, x, landmarks, ones(1), np.ones((1, 112 * 112 * 3), np.float32)
+    )
     assert f(images) == 1
     assert not gradient_of(f, images).any()
 

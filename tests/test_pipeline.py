@@ -76,6 +76,7 @@ def test_shapes_and_dtypes():
         "reference": ((5, SIZE, SIZE, 3), "uint8"),
         "hidden": ((5, SIZE, SIZE), "bool"),
         "landmarks": ((5, 68, 2), "float32"),
+        "aspect": ((5,), "float32"),
         "windows": ((5, 10 * LAYERS, WIDTH), "float16"),
         "mel": ((16, 80), "float32"),
         "mel_wrong": ((16, 80), "float32"),
@@ -84,6 +85,15 @@ def test_shapes_and_dtypes():
     }
     (found,) = samples(tiny_clip(0, "a"), 1, fields=("mel", "target"))
     assert set(found) == {"mel", "target"}
+
+
+def test_the_aspect_is_that_of_the_frame_s_box():
+    clip = tiny_clip(0, "a")
+    widths = np.arange(len(clip.frames)) + 10
+    clip = clip._replace(boxes=np.stack([widths, 2 * widths, 2 * widths, 2 * widths + 20], axis=1))
+    for found in samples(clip, 5):
+        expected = widths[found["frame"] + np.arange(5)] / 20
+        np.testing.assert_allclose(found["aspect"], expected, rtol=1e-6)
 
 
 def test_augmenting_changes_pictures_and_not_what_is_heard():

@@ -67,7 +67,7 @@ def sample(settings: Settings) -> SampleOptions:
     """What the samples hold."""
     kind, weight = settings.objective.kind, settings.objective.losses
     fields = ["target", "reference", "hidden", "landmarks", "windows"]
-    fields += ["identity"] if kind == "unavglip" or weight.identity else []
+    fields += ["identity", "aspect"] if kind == "unavglip" or weight.identity else []
     fields += ["mel"] if weight.sync else []
     return settings.data.sample.replace(fields=tuple(fields))
 
@@ -157,7 +157,7 @@ def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Arr
         "perceptual": lambda: losses.perceptual(models["vgg19"], prediction, target),
         "sync": lambda: sync_loss(models, batch, clips),
         "identity": lambda: losses.identity(
-            models["identity"], prediction, landmarks, persons(batch)
+            models["identity"], prediction, landmarks, batch["aspect"].reshape(-1), persons(batch)
         ),
     }
     return weighted(settings, models, prediction, target, landmarks, step, hidden, others)
@@ -235,7 +235,8 @@ def evaluate(settings: Settings, models: Models, batch: Batch):
             metrics[f"{name}l1_{part}"] = within(off, weight)
             metrics[f"{name}psnr_{part}"] = by_clip(losses.psnr(finished, target, weight))
         if "identity" in models:
-            who = l2_normalize(models["identity"](losses.warp_faces(finished, landmarks)))
+            faces = losses.warp_faces(finished, landmarks, batch["aspect"].reshape(-1))
+            who = l2_normalize(models["identity"](faces))
             metrics[f"{name}identity"] = by_clip((who * l2_normalize(persons(batch))).sum(-1))
         if "wav2lip_syncnet" in models and "mel" in batch:
             clips = finished.reshape(*batch["target"].shape[:2], *size, 3)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from unavglip_jax.data.pipeline import SampleOptions
 from unavglip_jax.models.layers import l2_normalize
@@ -37,22 +37,30 @@ def build(settings: Settings, people: int) -> Objective:
 
 def sample(settings: Settings) -> SampleOptions:
     """What the samples hold."""
-    return settings.data.sample.replace(fields=("target", "landmarks", "label"))
+    return settings.data.sample.replace(fields=("target", "landmarks", "aspect", "label"))
 
 
 def embeddings(models: Models, batch: Batch) -> Array:
     """A row for each frame of each clip."""
-    faces = losses.warp_faces(images(batch["target"]), batch["landmarks"].reshape(-1, 68, 2))
-    return models["identity"](faces)
+    return models["identity"](losses.warp_faces(*seen(batch)))
 
 
-def surrounded(faces: Images, frames: Images, landmarks: Landmarks, key: Array) -> Images:
+def seen(batch: Batch) -> tuple[Images, Landmarks, Float[Array, " R"]]:
+    """Frames, landmarks and the aspect of the crops; a row for each frame of each clip."""
+    landmarks, aspect = batch["landmarks"].reshape(-1, 68, 2), batch["aspect"].reshape(-1)
+    return images(batch["target"]), landmarks, aspect
+
+
+def surrounded(
+    frames: Images, landmarks: Landmarks, aspect: Float[Array, " B"], key: Array
+) -> Images:
     """Aligned faces of which every other has somebody else's picture around it instead of black.
 
     Where the crop ends, a face cut from it is black, and a face cut from a whole frame, as for a data set or
     a dub, is not. An embedder that has only seen black there takes the two for different people.
     """
-    inside = losses.warp_faces(jnp.ones_like(frames[..., :1]), landmarks) > 0
+    faces = losses.warp_faces(frames, landmarks, aspect)
+    inside = losses.warp_faces(jnp.ones_like(frames[..., :1]), landmarks, aspect) > 0
     shape = (len(faces), *faces.shape[1:3], 3)
     others = jax.image.resize(jnp.roll(frames, 1, axis=0), shape, "linear")
     bare = jax.random.bernoulli(key, shape=(len(faces), 1, 1, 1))
@@ -62,9 +70,8 @@ def surrounded(faces: Images, frames: Images, landmarks: Landmarks, key: Array) 
 def loss(models: Models, batch: Batch, step: Array, key: Array):
     """ArcFace's over the people of the training split."""
     del step
-    frames, landmarks = images(batch["target"]), batch["landmarks"].reshape(-1, 68, 2)
-    faces = surrounded(losses.warp_faces(frames, landmarks), frames, landmarks, key)
-    found, labels = models["identity"](faces), batch["label"].repeat(batch["target"].shape[1])
+    found = models["identity"](surrounded(*seen(batch), key))
+    labels = batch["label"].repeat(batch["target"].shape[1])
     # With ArcFace's scale of 64 a new network does not move; 16 is for few people.
     value = losses.arcface_margin(found, models["directions"]["kernel"], labels, scale=16.0)
     cosines = l2_normalize(found) @ l2_normalize(models["directions"]["kernel"]).T

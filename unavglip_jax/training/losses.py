@@ -275,7 +275,11 @@ def stacked(frames: Float[Array, "B T h w 3"]) -> Float[Array, "B h w 3*T"]:
 
 
 def identity(
-    embed: Callable, images: Images, landmarks: Landmarks, reference: Float[Array, "B D"]
+    embed: Callable,
+    images: Images,
+    landmarks: Landmarks,
+    aspect: Float[Array, " B"],
+    reference: Float[Array, "B D"],
 ) -> Scalar:
     """1 - cosine between the embeddings of the faces in the images and those of the person.
 
@@ -287,18 +291,28 @@ def identity(
       embed: aligned faces (n, 112, 112, 3) to embeddings, such as a `models.iresnet.IResNet`.
       images: the generator's.
       landmarks: of the target, which has the face in the same place.
+      aspect: of the images, as in `warp_faces`.
       reference: embeddings of the person by the same embedder, of any length.
     """
-    found = l2_normalize(embed(warp_faces(images, landmarks)))
+    found = l2_normalize(embed(warp_faces(images, landmarks, aspect)))
     return 1 - (found * l2_normalize(reference)).sum(axis=-1).mean()
 
 
-def warp_faces(images: Images, landmarks: Landmarks) -> Float[Array, "B 112 112 3"]:
+def warp_faces(
+    images: Images, landmarks: Landmarks, aspect: Float[Array, " B"]
+) -> Float[Array, "B 112 112 3"]:
     """The faces as ArcFace sees them, black outside the images: `faces.identity.align`, differentiable.
 
     Landmarks whose five points are all the same give NaN.
+
+    Args:
+      images: of any size.
+      landmarks: in pixels of these.
+      aspect: width by height of what a pixel shows. A crop is square whatever its box was, and its faces are
+        wider than they are by as much as the box was narrow; its aspect is the box's.
     """
     five = jnp.stack([landmarks[:, group, :2].mean(axis=1) for group in FIVE[68]], axis=1)
+    five = five * jnp.stack([aspect, jnp.ones_like(aspect)], axis=-1)[:, None]
     # Points of the plane as complex numbers: a rotation with scaling is one factor.
     points, template = five[..., 0] + 1j * five[..., 1], TEMPLATE @ np.array([1, 1j])
     centre, middle = points.mean(axis=1, keepdims=True), template.mean()
@@ -306,13 +320,13 @@ def warp_faces(images: Images, landmarks: Landmarks) -> Float[Array, "B 112 112 
     turn = (points.conj() * template).sum(axis=1) / (jnp.abs(points) ** 2).sum(axis=1)
     x, y = np.meshgrid(np.arange(ALIGNED), np.arange(ALIGNED))
     source = centre[..., None] + (x + 1j * y - middle) / turn[:, None, None]
+    columns = source.real / aspect[:, None, None]
 
-    def sample(image, source):  # one colour of one image
-        at = [source.imag, source.real]
-        return map_coordinates(image, at, order=1, mode="constant", cval=-1.0)
+    def sample(image, row, column):  # one colour of one image
+        return map_coordinates(image, [row, column], order=1, mode="constant", cval=-1.0)
 
-    colours = jax.vmap(sample, in_axes=(-1, None), out_axes=-1)
-    return jax.vmap(colours)(images, source)
+    colours = jax.vmap(sample, in_axes=(-1, None, None), out_axes=-1)
+    return jax.vmap(colours)(images, source.imag, columns)
 
 
 def arcface_margin(
