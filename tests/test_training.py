@@ -11,9 +11,11 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,16 +24,18 @@ import yaml
 from jax.sharding import PartitionSpec as P
 
 import tiny
+import tiny_data
 import tiny_run
 from unavglip_jax import assets, params, sharding
 from unavglip_jax.config import InputError
 from unavglip_jax.convert.state_dict import to_torch
 from unavglip_jax.data import pipeline
 from unavglip_jax.evaluation import torch_networks
+from unavglip_jax.faces.identity import FIVE, align
 from unavglip_jax.models.layers import audio_positions
 from unavglip_jax.models.perceiver import Perceiver, PerceiverConfig
 from unavglip_jax.models.unet import UNet, UNetConfig
-from unavglip_jax.training import export, loop, settings, watch
+from unavglip_jax.training import dubbing, export, loop, settings, watch
 from unavglip_jax.training import step as steps
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +129,35 @@ def test_only_what_is_trained_changes(base):
     state, _ = steps.initial(objective, found, mesh)
     moments = jax.tree.leaves(state.optimizer)
     assert len(moments) <= 2 * len(train) + 3  # nothing is kept for frozen weights
+
+
+def test_identity_is_judged_in_the_picture_as_it_will_be_seen():
+    """A generator that paints white everywhere, and an embedder that tells nothing but the mean colour."""
+    found = settings.Settings(
+        objective={"kind": "unavglip", "pack": "pack", "losses": {"identity": 1}},
+        data={"path": "data", "batch_size": 1}, output="run", steps=1,
+    )  # fmt: skip
+    white = SimpleNamespace(encode=lambda x: x, decode=jnp.ones_like)
+    nothing = lambda latents, timestep, windows: latents[..., :3]
+    colour = lambda faces: faces.mean(axis=(1, 2))
+    target = np.zeros((1, 1, 64, 64, 3), np.uint8)
+    target[..., 0] = 255
+    batch = {
+        "target": target, "reference": target, "windows": np.zeros((1, 1, 4, 8)),
+        "hidden": np.arange(64)[:, None] >= np.full((1, 1, 64, 64), 40),
+        "landmarks": tiny_data.tiny_clip(0, "a").landmarks[None, :1], "aspect": np.ones((1, 1)),
+    }  # fmt: skip
+    five = np.array([[20, 24], [44, 24], [32, 34], [23, 48], [41, 48]])
+    for group, point in zip(FIVE[68], five, strict=True):
+        batch["landmarks"][0, 0, group] = point
+    shown = np.where(batch["hidden"][0, 0, ..., None], 255, target[0, 0]).astype(np.uint8)
+    who = colour(align(shown, five)[None] / np.float32(127.5) - 1)
+    models = {"vae": white, "unet": nothing, "identity": colour}
+    loss, _, _ = dubbing.loss(found, models, batch | {"identity": who[:, None]}, 0, None)
+    assert abs(float(loss)) < 1e-4
+    other = colour(np.ones((1, 112, 112, 3)))
+    loss, _, _ = dubbing.loss(found, models, batch | {"identity": other[:, None]}, 0, None)
+    assert float(loss) > 0.1
 
 
 def test_updates_are_those_of_pytorch(base):

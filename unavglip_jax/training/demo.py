@@ -53,7 +53,7 @@ class Options:
     identities: int = 1300
     few: int = 320
     photographs: int = 80
-    speakers: int = 40
+    speakers: int = 120
     recordings: int = 400
     scale: float = 1.0
 

@@ -156,8 +156,13 @@ def loss(settings: Settings, models: Models, batch: Batch, step: Array, key: Arr
         "latent_mouth": lambda: latent(losses.mouth_weight(landmarks, size)),
         "perceptual": lambda: losses.perceptual(models["vgg19"], prediction, target),
         "sync": lambda: sync_loss(models, batch, clips),
+        # Of the picture as it will be seen; what is generated elsewhere may be anything.
         "identity": lambda: losses.identity(
-            models["identity"], prediction, landmarks, batch["aspect"].reshape(-1), persons(batch)
+            models["identity"],
+            jnp.where(hidden > 0, prediction, target),
+            landmarks,
+            batch["aspect"].reshape(-1),
+            persons(batch),
         ),
     }
     return weighted(settings, models, prediction, target, landmarks, step, hidden, others)
