@@ -451,6 +451,9 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_one_before(base, tmp_pa
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=r"checkpoints/4 is damaged .*go on from step 2"):
         run(path, output, "steps=6")
+    shutil.rmtree(newest)
+    run(path, output)
+    same(losses(tmp_path / "run"), losses(base / "run"))
 
 
 def test_it_goes_on_only_with_what_it_began_with(base, tmp_path):

@@ -40,11 +40,6 @@ def sample(settings: Settings) -> SampleOptions:
     return settings.data.sample.replace(fields=("target", "landmarks", "aspect", "label"))
 
 
-def embeddings(models: Models, batch: Batch) -> Array:
-    """A row for each frame of each clip."""
-    return models["identity"](losses.warp_faces(*seen(batch)))
-
-
 def seen(batch: Batch) -> tuple[Images, Landmarks, Float[Array, " R"]]:
     """Frames, landmarks and the aspect of the crops; a row for each frame of each clip."""
     landmarks, aspect = batch["landmarks"].reshape(-1, 68, 2), batch["aspect"].reshape(-1)
@@ -81,7 +76,8 @@ def loss(models: Models, batch: Batch, step: Array, key: Array):
 def evaluate(models: Models, batch: Batch):
     """Whether the nearest other clip shows the same person, by the clips' mean embeddings."""
     by_clip = lambda rows: rows.reshape(*batch["target"].shape[:2], -1)
-    found = l2_normalize(by_clip(l2_normalize(embeddings(models, batch))).mean(axis=1))
+    frames = l2_normalize(models["identity"](losses.warp_faces(*seen(batch))))
+    found = l2_normalize(by_clip(frames).mean(axis=1))
     others = jnp.where(jnp.eye(len(found), dtype=bool), -2.0, found @ found.T)
     same = batch["label"][:, None] == batch["label"]
     same = same & ~jnp.eye(len(found), dtype=bool)
