@@ -10,7 +10,7 @@ from unavglip_jax.training import hearing
 
 @pytest.fixture(scope="module")
 def lessons():
-    return [spoken.lesson(number, seed=5, front_end="v15", n_mels=80) for number in range(4)]
+    return [spoken.lesson(number, seed=5, front_end="v15", n_mels=80) for number in range(9)]
 
 
 def test_a_lesson_fills_a_segment_and_rests_behind_its_end(lessons):
@@ -51,7 +51,7 @@ def test_an_encoder_of_two_convolutions_learns_the_mouth(monkeypatch, lessons):
     monkeypatch.setattr(hearing, "HELD_OUT", 1)
     monkeypatch.setattr(spoken, "lessons", lambda numbers, *_: [lessons[i] for i in numbers])
     config = WhisperConfig(n_audio_state=32, n_audio_head=2, n_audio_layer=0)
-    weights, report = hearing.pretrain(config, "v15", recordings=3, steps=250, batch_size=1)
+    weights, report = hearing.pretrain(config, "v15", recordings=8, steps=250, batch_size=1)
     print(report)
     assert report.correlations["open"] > 0.6
     assert not weights["positional_embedding"].any()
