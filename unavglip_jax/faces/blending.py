@@ -180,25 +180,24 @@ def mesh_mask(
     side = max(box.width, box.height)
     rows, columns = min(box.height, GRID), min(box.width, GRID)
     x = box.x1 - 0.5 + (np.arange(columns) + 0.5) * box.width / columns
-    y = box.y1 - 0.5 + (np.arange(rows) + 0.5) * box.height / rows
-    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    y = box.y1 - 0.5 + (np.arange(rows)[:, None] + 0.5) * box.height / rows
 
     lips, under_nose = points[LIPS], points[UNDER_NOSE]
     if region == "mouth_and_jaw":
         # Chin and lips are inside the jaw's hull, but in a face turned to the side they are its edge.
         gap = np.linalg.norm(np.subtract(*points[INNER_LIPS]))
         jaw = opened(points[JAW + CHIN], points[BRIDGE], points[SUBNASALE], points[CHIN_TIP], gap)
-        depth = -outside(np.concatenate([jaw, lips]), grid) + grow * side
-        depth = np.minimum(depth, outside(points[NOSE], grid))
+        depth = -outside(np.concatenate([jaw, lips]), x, y) + grow * side
+        depth = np.minimum(depth, outside(points[NOSE], x, y))
         # In a bowed head the jaw's ends are as high as the eyes.
         up = points[FOREHEAD] - points[CHIN_TIP]
         up = up / max(np.linalg.norm(up), 1e-6)
         highest = (np.concatenate([lips, under_nose]) @ up).max() + grow * side
-        depth = np.minimum(depth, highest - grid @ up)
+        depth = np.minimum(depth, highest - (x * up[0] + y * up[1]))
     else:
-        depth = -outside(points[FACE], grid) + grow * side
+        depth = -outside(points[FACE], x, y) + grow * side
     # Distances are almost linear: scaled up they are right, where a mask would leak over its outline.
-    distances = np.stack([depth, outside(lips, grid)], axis=-1).astype(np.float32)
+    distances = np.stack([depth, outside(lips, x, y)], axis=-1).astype(np.float32)
     distances = cv2.resize(distances, (box.width, box.height), interpolation=cv2.INTER_LINEAR)
     depth = np.minimum(distances[..., 0], from_sides(box, size))
     if region == "lower_half":
@@ -238,9 +237,9 @@ def opened(
 
 
 def outside(
-    points: Float[np.ndarray, "N 2"], grid: Float[np.ndarray, "*G 2"]
-) -> Float[np.ndarray, "*G"]:
-    """How far each place is outside the convex hull of some points; negative inside.
+    points: Float[np.ndarray, "N 2"], x: Float[np.ndarray, " W"], y: Float[np.ndarray, "H 1"]
+) -> Float[np.ndarray, "H W"]:
+    """How far each place of a grid is outside the convex hull of some points; negative inside.
 
     Exact inside and beside an edge; beside a corner it is less than the distance. Not drawn in pixels,
     so that a mask moves with its landmarks by less than a pixel.
@@ -250,11 +249,16 @@ def outside(
     length = np.linalg.norm(edges, axis=1)
     hull, edges = hull[length > 1e-6], edges[length > 1e-6] / length[length > 1e-6, None]
     if len(hull) < 3:
-        return np.full(grid.shape[:-1], np.inf)  # points on one line bound nothing
+        return np.full((len(y), len(x)), np.inf)  # points on one line bound nothing
     normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
     middle = hull.mean(axis=0)
     normals *= np.sign(((hull - middle) * normals).sum(axis=1, keepdims=True))
-    return (grid @ normals.T - (hull * normals).sum(axis=1)).max(axis=-1)
+    # Edge by edge: a matrix product would keep every core busy while the generator needs them, and the
+    # maximum over a short last axis takes long.
+    out = np.full((len(y), len(x)), -np.inf)
+    for (across, down), offset in zip(normals, (hull * normals).sum(axis=1), strict=True):
+        np.maximum(out, x * across + (y * down - offset), out=out)
+    return out
 
 
 def half_mask(
