@@ -41,14 +41,6 @@ from unavglip_jax.training import step as steps
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Most of the time here goes into compiling; the steps themselves are tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder with a pack, a data set and a run of four steps that nobody disturbed."""
@@ -337,7 +329,6 @@ def start(path, *changes, **environment) -> subprocess.Popen:
     flags = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
