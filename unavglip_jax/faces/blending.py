@@ -253,8 +253,8 @@ def outside(
     normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
     middle = hull.mean(axis=0)
     normals *= np.sign(((hull - middle) * normals).sum(axis=1, keepdims=True))
-    # Edge by edge: a matrix product would keep every core busy while the generator needs them, and the
-    # maximum over a short last axis takes long.
+    # Edge by edge: a maximum over a short last axis takes several times as long, and one matrix product for
+    # all edges is so large that BLAS takes the generator's cores for it.
     out = np.full((len(y), len(x)), -np.inf)
     for (across, down), offset in zip(normals, (hull * normals).sum(axis=1), strict=True):
         np.maximum(out, x * across + (y * down - offset), out=out)
