@@ -199,11 +199,21 @@ def test_half_paste_keeps_the_upper_half_of_the_source():
     np.testing.assert_array_equal(pasted[128:], generated[128:])
 
 
-def test_pasting_a_crop_back_is_nearly_the_frame():
+@pytest.mark.parametrize(
+    ("interpolation", "kept"), [(cv2.INTER_LINEAR, 0.6), (cv2.INTER_LANCZOS4, 0.9)]
+)
+def test_pasting_a_crop_back_is_nearly_the_frame(interpolation, kept):
     frame = astronaut()[:320, 60:420].copy()
     box = Box(100, 70, 225, 200)
-    out = blending.paste(frame, crop(frame, box), box, np.full((130, 125), 255, np.uint8))
+    whole = np.full((130, 125), 255, np.uint8)
+    out = blending.paste(frame, crop(frame, box, 128), box, whole, interpolation)
     assert np.abs(out.astype(int) - frame).mean() < 1.5
+
+    def energy(image):  # of what is finer than three pixels
+        inside = image[80:190, 110:215].astype(float)
+        return np.square(np.diff(inside, axis=1)).mean()
+
+    assert kept < energy(out) / energy(frame) < kept + 0.1
 
 
 # --- the published blends

@@ -165,6 +165,24 @@ def test_settings_act(work, networks, tmp_path, collect):
         assert frames.shape == plain.shape and (frames != plain).any(), (changes, fields)
 
 
+def test_the_mesh_blend_does_not_blur_what_was_generated(
+    work, networks, tmp_path, collect, monkeypatch
+):
+    monkeypatch.setattr(generator, "make_step", lambda *_: lambda crops, *_: crops)
+    report, frames = run(work, networks, tmp_path, collect, when_longer="trim")
+    between, changed = 0, 0
+    for before, after, box in zip(sources(work / "in.mp4"), frames, report["boxes"], strict=True):
+        x1, y1, x2, y2 = box
+        square = crop(before, box, networks.pack.image_size)
+        face = cv2.resize(square, (x2 - x1, y2 - y1), interpolation=cv2.INTER_LANCZOS4)
+        before, after = (x[y1:y2, x1:x2].astype(int) for x in (before, after))
+        differs = after != before
+        changed += differs.sum()
+        inside = (np.minimum(before, face) <= after) & (after <= np.maximum(before, face))
+        between += (differs & inside).sum()
+    assert changed > 1000 and between == changed
+
+
 def test_face_parsing_blends_inside_the_box(work, networks, tmp_path, collect):
     config = BiSeNetConfig()
     weights = params.init(BiSeNet, config, jax.random.key(0, impl="rbg"))

@@ -372,6 +372,8 @@ def prepare(numbered, faces, windows, picture, settings, pack, clock) -> Iterato
 def finish(generated, settings, pack, crops: bool, clock) -> Iterator[tuple]:
     """Each source frame with its finished one."""
     parse = None if crops or settings.blend in ("mesh", "half") else parser(settings, pack)
+    # No published program blends by the mesh, so there is no blur to agree with.
+    kernel = cv2.INTER_LANCZOS4 if settings.blend == "mesh" else cv2.INTER_LINEAR
 
     def paste(face, shot: Shot):
         if face is None:
@@ -379,7 +381,7 @@ def finish(generated, settings, pack, crops: bool, clock) -> Iterator[tuple]:
         if crops:
             return blending.half_paste(face, shot.frame)
         mask = parse(shot.frame, shot.box) if parse else shot.mask
-        return blending.paste(shot.frame, face, shot.box, mask)
+        return blending.paste(shot.frame, face, shot.box, mask, kernel)
 
     for face, shot in generated:
         yield shot.frame, clock.call("paste", paste, face, shot)

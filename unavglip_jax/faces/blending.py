@@ -91,10 +91,18 @@ def paste(
     generated: UInt8[np.ndarray, "S S 3"],
     box: Sequence[int],
     mask: UInt8[np.ndarray, "h w"],
+    interpolation: int = cv2.INTER_LINEAR,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A copy of the frame with the generated face in its box, at the opacity of the mask.
 
-    The generated face is stretched to the box bilinearly, as published.
+    Args:
+      frame: what the face goes into.
+      generated: the face, a square.
+      box: where it goes.
+      mask: how much of it shows, 255 for nothing else.
+      interpolation: by which the square is stretched to the box, as OpenCV numbers it. The published
+        programs take bilinear interpolation, which blurs; Lanczos, by which `crop` cut the face out, does
+        not.
 
     Raises:
       InputError: the box is not inside the frame, or the mask is not as large as the box.
@@ -107,7 +115,7 @@ def paste(
             f"the mask is {mask.dtype} of the shape {mask.shape}; the box of {box.width}x{box.height} "
             f"pixels needs uint8 of the shape {(box.height, box.width)}"
         )
-    face = cv2.resize(generated, (box.width, box.height), interpolation=cv2.INTER_LINEAR)
+    face = cv2.resize(generated, (box.width, box.height), interpolation=interpolation)
     out = frame.copy()
     x, y, width, height = cv2.boundingRect(mask)  # of what is not 0
     if width:
