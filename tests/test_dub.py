@@ -190,12 +190,13 @@ def test_face_parsing_blends_inside_the_box(work, networks, tmp_path, collect):
     with pytest.raises(InputError, match="has no face_parsing"):
         run(work, networks, tmp_path, collect, {"blend": "jaw"})
     assets.add_components(pack, {"face_parsing": (config, weights, "random", "none")})
-    report, frames = run(work, networks, tmp_path, collect, {"blend": "raw", "pack": pack})
-    order = list(dub.source_order(20, 38, "ping-pong"))
-    source = sources(work / "in.mp4")[order]
-    for before, after, number in zip(source, frames, order, strict=True):
+    brief = write_wav(tmp_path / "a.wav", tiny.speech(0.2))
+    changes = {"blend": "raw", "pack": pack}
+    report, frames = run(work, networks, tmp_path, collect, changes, audio_path=brief)
+    source = sources(work / "in.mp4")[:5]
+    assert (frames != source).any()
+    for before, after, (x1, y1, x2, y2) in zip(source, frames, report["boxes"][:5], strict=True):
         changed = (before != after).any(axis=-1)
-        x1, y1, x2, y2 = report["boxes"][number]
         changed[y1:y2, x1:x2] = False
         assert not changed.any()
 

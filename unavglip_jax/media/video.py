@@ -125,13 +125,14 @@ class Encoding(Config):
     Attributes:
       codec: libx264 runs everywhere; h264_nvenc needs an NVIDIA GPU that has an encoder.
       crf: constant quality, 0 best to 51 worst; NVENC's `cq`.
-      preset: speed against size, by the codec's names; both codecs have slow, medium and fast.
+      preset: speed against size, by the codec's names; both codecs have slow, medium and fast. x264's
+        fast takes two thirds of medium's time for the same quality, and 6 % more bytes.
       audio_bit_rate: of the AAC track, bits a second; by default 96 000 for each channel.
     """
 
     codec: Literal["libx264", "h264_nvenc"] = "libx264"
     crf: int = pydantic.Field(18, ge=0, le=51)
-    preset: str = "medium"
+    preset: str = "fast"
     audio_bit_rate: int | None = pydantic.Field(None, ge=8000)
 
 
