@@ -19,6 +19,7 @@ from unavglip_jax.models.discriminator import (
 )
 
 TINY = DiscriminatorConfig(widths=(4, 6, 8))
+SHARP = TINY.replace(norm=False, differences=4.0)
 PUBLISHED = DiscriminatorConfig()
 
 
@@ -36,16 +37,21 @@ class TorchBlock(nn.Module):
 
 
 class TorchDiscriminator(nn.Module):
-    def __init__(self, widths):
+    def __init__(self, widths, norm=True, differences=0.0):
         super().__init__()
         torch.manual_seed(0)  # spectral_norm draws its vectors
-        sizes = zip((3, *widths), widths, strict=False)
+        self.differences = differences
+        sizes = zip((9 if differences else 3, *widths), widths, strict=False)
         self.down_blocks = nn.ModuleList(
-            TorchBlock(*size, i > 0, i < len(widths) - 1) for i, size in enumerate(sizes)
+            TorchBlock(*size, norm and i > 0, i < len(widths) - 1) for i, size in enumerate(sizes)
         )
         self.conv = nn.utils.spectral_norm(nn.Conv2d(widths[-1], 1, 1))
 
     def forward(self, x):
+        if self.differences:
+            right = nn.functional.pad(x[..., 1:] - x[..., :-1], (0, 1))
+            down = nn.functional.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
+            x = torch.cat([x, self.differences * right, self.differences * down], dim=1)
         features = []
         for block in self.down_blocks:
             x = block(x)
@@ -83,8 +89,12 @@ def objective(scores, features):
 
 @pytest.fixture(scope="module")
 def tiny():
-    graphdef, shapes = params.abstract(Discriminator, TINY)
-    theirs = randomise(TorchDiscriminator(TINY.widths))
+    return both(TINY)
+
+
+def both(config):
+    graphdef, shapes = params.abstract(Discriminator, config)
+    theirs = randomise(TorchDiscriminator(config.widths, config.norm, config.differences))
     weights, vectors = converted(theirs, shapes)
 
     def loss(weights, vectors, images):
@@ -95,10 +105,14 @@ def tiny():
     return theirs, shapes, weights, vectors, gradients
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_scores_features_and_gradients_are_torchs(tiny, training):
+@pytest.mark.parametrize(
+    ("config", "training"),
+    [(TINY, True), (TINY, False), (SHARP, True)],
+    ids=["training", "not", "sharp"],
+)
+def test_scores_features_and_gradients_are_torchs(config, training):
     """In training PyTorch takes a step of the power iteration before each pass; in evaluation none."""
-    theirs, shapes, weights, _, gradients = tiny
+    theirs, shapes, weights, _, gradients = both(config)
     _, before = converted(theirs, shapes)
     images = random_images(2, 3, 41, 38, seed=1)  # odd sizes lose a row when pooled
     theirs.train(training)
