@@ -52,7 +52,7 @@ class Options:
     folder: Path = Path("runs/demo")
     identities: int = 1300
     few: int = 320
-    photographs: int = 80
+    photographs: int = 320
     speakers: int = 120
     recordings: int = 800
     scale: float = 1.0
