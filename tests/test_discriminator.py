@@ -1,5 +1,7 @@
 """The patch discriminator and its spectral norm against a torch network written here."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,9 @@ def tiny():
     return both(TINY)
 
 
+@cache
 def both(config):
+    """Torch's network and ours, compiled once for all tests."""
     graphdef, shapes = params.abstract(Discriminator, config)
     theirs = randomise(TorchDiscriminator(config.widths, config.norm, config.differences))
     weights, vectors = converted(theirs, shapes)
