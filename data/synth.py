@@ -44,6 +44,7 @@ ENCODING = Encoding(
     crf=16, preset="veryfast"
 )  # half of medium's time, and as good for a third more bytes
 WOMENS_LASHES = 0.45  # `heads.random_head` gives women longer lashes and men shorter ones, always
+OPEN = MOUTH.index("open")
 SILENCE_BEFORE, SILENCE_BETWEEN = (0.05, 0.3), (0.1, 0.6)  # seconds
 
 
@@ -88,6 +89,7 @@ class Job(NamedTuple):
       seconds: its length.
       size: pixels a side.
       seed: of everything.
+      articulation: how wide the mouth opens, as in `synthesise`.
       video: where the clip goes; the truth goes beside it.
       photograph: the identity's, with its name, if it is one.
     """
@@ -97,6 +99,7 @@ class Job(NamedTuple):
     seconds: float
     size: int
     seed: int
+    articulation: float
     video: Path
     photograph: "tuple[str, Photograph] | None"
 
@@ -111,6 +114,7 @@ def synthesise(
     photographs: Sequence[str | Path] = (),
     photograph_share: float = 0.1,
     first_identity: int = 0,
+    articulation: float = 1.0,
     processes: int | None = None,
     quiet: bool = False,
 ) -> int:
@@ -132,6 +136,8 @@ def synthesise(
       photographs: pictures with a face; by default the astronaut, if scikit-image is installed.
       photograph_share: of identities that are one of the photographs and not procedural.
       first_identity: number of the first identity, to share the work among machines.
+      articulation: factor of how far mouths open; none opens wider than the widest vowel. A network that
+        guesses what it does not hear opens mouths less than those that it learnt from.
       processes: by default one for each core that this process may use.
       quiet: no progress bar.
 
@@ -151,18 +157,21 @@ def synthesise(
     check_size(size)
     if seed < 0 or first_identity < 0:
         raise InputError("the seed and the first identity must not be negative")
+    if not 0 < articulation <= 4:
+        raise InputError(f"an articulation of {articulation} is no speech; give 1, or up to 4")
     if processes is not None and processes < 1:
         raise InputError(f"{processes} processes can do nothing; give at least 1")
     files = photograph_files(photographs, photograph_share)
     agree_on_settings(output, dict(seconds=seconds, size=size, seed=seed, photographs=files,
-                                   photograph_share=photograph_share if files else 0.0))  # fmt: skip
+                                   photograph_share=photograph_share if files else 0.0,
+                                   articulation=articulation))  # fmt: skip
     numbers = range(first_identity, first_identity + identities)
     video = lambda identity, clip: output / f"{identity:05d}" / f"{clip:03d}.mp4"
     missing = [pair for pair in product(numbers, range(clips)) if not video(*pair).exists()]
     ready = prepared(files, photograph_share, seed, sorted({identity for identity, _ in missing}))
     jobs = [
-        Job(identity, clip, seconds, size, seed, video(identity, clip), ready.get(identity))
-        for identity, clip in missing
+        Job(*pair, seconds, size, seed, articulation, video(*pair), ready.get(pair[0]))
+        for pair in missing
     ]
     columns = TextColumn("talking heads"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, disable=quiet) as bar:
@@ -221,6 +230,7 @@ def make_clip(job: Job) -> None:
     count = round(job.seconds * FPS)
     speech, text = monologue(rng, someone, Fraction(count) / FPS)
     mouths = mouth_track(speech, count, FPS)
+    mouths[:, OPEN] = np.minimum(job.articulation * mouths[:, OPEN], 1)
     poses = head_motion(rng, count, FPS, speech)
     landmarks = []
     with no_failure(job.video), scratch_folder(job.video) as scratch:

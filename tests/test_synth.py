@@ -155,9 +155,24 @@ def test_a_run_goes_on_where_it_was_stopped(flat, tmp_path, monkeypatch):
     assert synthesise(2, 3, 1.0, 128, broken, **TINY) == 2  # more clips of the same kind
 
 
+def test_articulation_opens_mouths_wider_and_changes_nothing_else(flat, tmp_path):
+    synthesise(2, 1, 2.0, 128, tmp_path / "usual", **TINY)
+    synthesise(2, 1, 2.0, 128, tmp_path / "wide", articulation=1.5, **TINY)
+    for name in videos(tmp_path / "usual"):
+        usual, wide = (truth_of(tmp_path / folder / name) for folder in ("usual", "wide"))
+        opening = usual["mouth"][:, 0]
+        assert opening.max() > 0.4
+        np.testing.assert_allclose(wide["mouth"][:, 0], np.minimum(1.5 * opening, 1), rtol=1e-6)
+        np.testing.assert_array_equal(wide["mouth"][:, 1:], usual["mouth"][:, 1:])
+        for field in ("phonemes", "phoneme_times", "voice", "text"):
+            np.testing.assert_array_equal(wide[field], usual[field])
+        brightness = [frame.mean() for frame in read_frames(describe(tmp_path / "wide" / name))]
+        np.testing.assert_allclose(brightness, 20 + 200 * wide["mouth"][:, 0], atol=4)
+
+
 def test_clips_of_other_settings_are_not_mixed_in(flat, tmp_path):
     synthesise(1, 1, 0.4, 128, tmp_path, **TINY)
-    for change in (dict(seed=1), dict(size=130), dict(seconds=0.8)):
+    for change in (dict(seed=1), dict(size=130), dict(seconds=0.8), dict(articulation=1.5)):
         name = next(iter(change))
         with pytest.raises(InputError, match=f"another {name}.*choose another output"):
             synthesise(
@@ -181,6 +196,8 @@ def test_clips_of_other_settings_are_not_mixed_in(flat, tmp_path):
         (dict(size=64), "64 pixels"),
         (dict(seed=-1), "negative"),
         (dict(first_identity=-1), "negative"),
+        (dict(articulation=0), "articulation of 0"),
+        (dict(articulation=float("nan")), "articulation of nan"),
         (dict(processes=0), "0 processes"),
         (dict(photograph_share=1.5), "share of 1.5"),
         (dict(photographs=("nobody.jpg",)), "nobody.jpg: no such photograph"),

@@ -23,6 +23,8 @@ from unavglip_jax.models.whisper import WhisperConfig
 from unavglip_jax.training import export, hearing, loop, settings
 
 SEED = 11  # of the heads; those that are measured have another
+SIZE = 256  # pixels a side of their pictures
+WIDE = 1.5  # how far the generator's open their mouths: it opens mouths less than it saw
 DESCRIPTION = {
     "system": "musetalk",
     "audio_front_end": "v15",
@@ -67,7 +69,7 @@ def main(options: Options) -> None:
 
     whisper = hearing_pack(folder / "packs/whisper", options)
     done("audio encoder")
-    short = Footage(folder / "heads", clips=1, seconds=1.0)
+    short = Footage(folder / "heads", clips=1, seconds=1.0, articulation=WIDE)
     plain = data_set(folder / "sets/plain", short, options.few, whisper, embeddings=0)
     done("the first heads")
     embedder = trained("identity", folder, whisper, plain, options)
@@ -104,21 +106,23 @@ def hearing_pack(folder: Path, options: Options) -> Path:
 
 
 class Footage(NamedTuple):
-    """Where drawn people are kept, how often and for how many seconds each speaks, and photographs too."""
+    """Where drawn people are kept, how often, how long and how widely each speaks; and photographs too."""
 
     folder: Path
     clips: int
     seconds: float
+    articulation: float = 1.0
     photographs: int = 0
 
 
 def data_set(folder: Path, footage: Footage, people: int, pack: Path, embeddings: int) -> Path:
     """The clips of the first so many people, drawn if there is no data set yet; a person is a folder."""
     if not (folder / clips.NAME).exists():  # there may be more people since
-        videos, count, seconds, photographs = footage
+        videos, count, seconds, articulation, photographs = footage
         draw = lambda number, where, share: synth.synthesise(
-            number, count, seconds, 208, where, SEED, photograph_share=share
-        )
+            number, count, seconds, SIZE, where, SEED,
+            photograph_share=share, articulation=articulation,
+        )  # fmt: skip
         draw(people, videos, 0.0)
         if photographs:
             draw(photographs, videos / "photographs", 1.0)
