@@ -35,7 +35,7 @@ from unavglip_jax.data import photographs, speech, synth
 from unavglip_jax.data.motion import Pose, head_motion
 from unavglip_jax.data.speech import PAUSE, WOMEN, Phoneme, Speech
 from unavglip_jax.data.synth import FPS, Person
-from unavglip_jax.data.visemes import MOUTH, mouth_track
+from unavglip_jax.data.visemes import MOUTH, OPEN, mouth_track
 from unavglip_jax.dubbing import dub, generator
 from unavglip_jax.dubbing.generator import Generator
 from unavglip_jax.dubbing.tasks import Reference, Settings, Task
@@ -55,7 +55,6 @@ PORTRAITS, APART = 24, 20  # pictures that say who somebody is, and frames of mo
 FACES = 24  # of a video that are embedded
 CHEEK = 0.1  # half the side of the patch, in distances between the eyes
 RIGID = (*range(27, 31), 36, 39, 42, 45)  # bridge of the nose and corners of the eyes
-OPEN = MOUTH.index("open")
 EXPERTS = ("wav2lip_syncnet", "stable_syncnet")
 GUIDES = (0.0, 0.5, 1.0)
 SHIPPED = Task.model_fields["guide_scale"].default

@@ -30,7 +30,7 @@ from unavglip_jax.config import InputError
 from unavglip_jax.data import heads
 from unavglip_jax.data.motion import Pose, head_motion
 from unavglip_jax.data.speech import MEN, PAUSE, VOICES, WOMEN, Phoneme, Speech, sentence, speak
-from unavglip_jax.data.visemes import MOUTH, VISEMES, mouth_track
+from unavglip_jax.data.visemes import MOUTH, OPEN, VISEMES, mouth_track
 from unavglip_jax.media.video import Encoding, read_image, write_video
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ ENCODING = Encoding(
     crf=16, preset="veryfast"
 )  # half of medium's time, and as good for a third more bytes
 WOMENS_LASHES = 0.45  # `heads.random_head` gives women longer lashes and men shorter ones, always
-OPEN = MOUTH.index("open")
 SILENCE_BEFORE, SILENCE_BETWEEN = (0.05, 0.3), (0.1, 0.6)  # seconds
 
 

@@ -21,6 +21,7 @@ from unavglip_jax.data.speech import CLOSED, PAUSE, STRESS, Speech
 # in ee; round: corners drawn in and lips forward, as in o, u and w; press: lips pressed together, as in p,
 # b and m; tuck: lower lip under the upper teeth, as in f and v. All zero is the mouth at rest.
 MOUTH = ("open", "wide", "round", "press", "tuck")
+OPEN = MOUTH.index("open")
 
 
 class Shape(NamedTuple):

@@ -18,7 +18,7 @@ from unavglip_jax.data import photographs, synth
 from unavglip_jax.data.motion import head_motion
 from unavglip_jax.data.speech import PAUSE, Phoneme, Speech, speak
 from unavglip_jax.data.synth import FPS
-from unavglip_jax.data.visemes import MOUTH, mouth_track
+from unavglip_jax.data.visemes import OPEN, mouth_track
 from unavglip_jax.dubbing import dub, generator
 from unavglip_jax.dubbing.tasks import Settings, Task
 from unavglip_jax.evaluation.sync import Correlation, gap_correlation, lip_gap
@@ -144,7 +144,7 @@ def write_wav(path: Path, speech: Speech) -> None:
 
 def opening(speech: Speech, count: int) -> Float[np.ndarray, " F"]:
     """How far the speech opens the mouth in each frame, 0 to 1."""
-    return mouth_track(speech, count, FPS)[:, MOUTH.index("open")]
+    return mouth_track(speech, count, FPS)[:, OPEN]
 
 
 def lip_gaps(path: Path) -> Float[np.ndarray, " F"]:
