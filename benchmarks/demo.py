@@ -182,7 +182,7 @@ def film(folder: Path, number: int, who: Person) -> None:
 def shoot(path: Path, who: Person, mouths, poses: list[Pose], rng: np.random.Generator) -> None:
     """A video without sound, and beside it the mouth and the landmarks of every frame."""
     landmarks = []
-    with video.write_video(path, SIZE, SIZE, FPS, encoding=synth.ENCODING) as put:
+    with video.write_video(path, SIZE, SIZE, FPS) as put:
         for mouth, pose in zip(mouths, poses, strict=True):
             image, points = who.draw(mouth, pose, SIZE, rng)
             put(image)

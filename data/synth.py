@@ -31,7 +31,7 @@ from unavglip_jax.data import heads
 from unavglip_jax.data.motion import Pose, head_motion
 from unavglip_jax.data.speech import MEN, PAUSE, VOICES, WOMEN, Phoneme, Speech, sentence, speak
 from unavglip_jax.data.visemes import MOUTH, OPEN, VISEMES, mouth_track
-from unavglip_jax.media.video import Encoding, read_image, write_video
+from unavglip_jax.media.video import read_image, write_video
 
 if TYPE_CHECKING:
     from unavglip_jax.data.photographs import Photograph
@@ -40,9 +40,6 @@ FPS = Fraction(25)
 SMALLEST = 128  # pixels; at 64 x264 does not encode the same pictures the same way every time
 ASTRONAUT = "astronaut"  # the photograph that comes with scikit-image
 SETTINGS = "synth.json"  # what all clips of an output folder share
-ENCODING = Encoding(
-    crf=16, preset="veryfast"
-)  # half of medium's time, and as good for a third more bytes
 WOMENS_LASHES = 0.45  # `heads.random_head` gives women longer lashes and men shorter ones, always
 THROAT = 0.14  # deviation of a throat's length from the voice's own, at most, by logarithm
 SILENCE_BEFORE, SILENCE_BETWEEN = (0.05, 0.3), (0.1, 0.6)  # seconds
@@ -237,7 +234,7 @@ def make_clip(job: Job) -> None:
     landmarks = []
     with no_failure(job.video), scratch_folder(job.video) as scratch:
         sound = speech.samples, speech.rate
-        with write_video(scratch / "clip.mp4", job.size, job.size, FPS, sound, ENCODING) as write:
+        with write_video(scratch / "clip.mp4", job.size, job.size, FPS, sound) as write:
             for mouth, pose in zip(mouths, poses, strict=True):
                 picture, points = someone.draw(mouth, pose, job.size, rng)
                 write(picture)

@@ -126,7 +126,7 @@ def draw_astronaut(path: Path, speech: Speech, size: int, quiet: bool) -> None:
     sound = speech.samples, speech.rate
     with (
         dub.progress_bar(quiet) as progress,
-        video.write_video(path, size, size, FPS, sound, synth.ENCODING) as put,
+        video.write_video(path, size, size, FPS, sound) as put,
     ):
         bar = progress.add_task("photograph", total=count)
         for mouth, pose in zip(mouths, poses, strict=True):

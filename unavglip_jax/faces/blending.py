@@ -185,10 +185,10 @@ def mesh_mask(
     if region not in ("mouth_and_jaw", "lower_half"):
         raise InputError(f"there is no region {region!r}; choose mouth_and_jaw or lower_half")
     box, points = Box(*box), points[:, :2]
-    side = max(box.width, box.height)
+    side = float(max(box.width, box.height))
     rows, columns = min(box.height, GRID), min(box.width, GRID)
-    x = box.x1 - 0.5 + (np.arange(columns) + 0.5) * box.width / columns
-    y = box.y1 - 0.5 + (np.arange(rows)[:, None] + 0.5) * box.height / rows
+    x = np.float32(box.x1 - 0.5 + (np.arange(columns) + 0.5) * box.width / columns)
+    y = np.float32(box.y1 - 0.5 + (np.arange(rows)[:, None] + 0.5) * box.height / rows)
 
     lips, under_nose = points[LIPS], points[UNDER_NOSE]
     if region == "mouth_and_jaw":
@@ -201,11 +201,12 @@ def mesh_mask(
         up = points[FOREHEAD] - points[CHIN_TIP]
         up = up / max(np.linalg.norm(up), 1e-6)
         highest = (np.concatenate([lips, under_nose]) @ up).max() + grow * side
-        depth = np.minimum(depth, highest - (x * up[0] + y * up[1]))
+        across, down = np.float32(up)
+        depth = np.minimum(depth, np.float32(highest) - (x * across + y * down))
     else:
         depth = -outside(points[FACE], x, y) + grow * side
     # Distances are almost linear: scaled up they are right, where a mask would leak over its outline.
-    distances = np.stack([depth, outside(lips, x, y)], axis=-1).astype(np.float32)
+    distances = np.stack([depth, outside(lips, x, y)], axis=-1)
     distances = cv2.resize(distances, (box.width, box.height), interpolation=cv2.INTER_LINEAR)
     depth = np.minimum(distances[..., 0], from_sides(box, size))
     if region == "lower_half":
@@ -257,14 +258,15 @@ def outside(
     length = np.linalg.norm(edges, axis=1)
     hull, edges = hull[length > 1e-6], edges[length > 1e-6] / length[length > 1e-6, None]
     if len(hull) < 3:
-        return np.full((len(y), len(x)), np.inf)  # points on one line bound nothing
+        return np.full((len(y), len(x)), np.inf, x.dtype)  # points on one line bound nothing
     normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
     middle = hull.mean(axis=0)
     normals *= np.sign(((hull - middle) * normals).sum(axis=1, keepdims=True))
     # Edge by edge: a maximum over a short last axis takes several times as long, and one matrix product for
     # all edges is so large that BLAS takes the generator's cores for it.
-    out = np.full((len(y), len(x)), -np.inf)
-    for (across, down), offset in zip(normals, (hull * normals).sum(axis=1), strict=True):
+    out = np.full((len(y), len(x)), -np.inf, x.dtype)
+    offsets = (hull * normals).sum(axis=1)
+    for across, down, offset in np.column_stack([normals, offsets]).astype(x.dtype):
         np.maximum(out, x * across + (y * down - offset), out=out)
     return out
 

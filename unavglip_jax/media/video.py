@@ -125,14 +125,15 @@ class Encoding(Config):
     Attributes:
       codec: libx264 runs everywhere; h264_nvenc needs an NVIDIA GPU that has an encoder.
       crf: constant quality, 0 best to 51 worst; NVENC's `cq`.
-      preset: speed against size, by the codec's names; both codecs have slow, medium and fast. x264's
-        fast takes two thirds of medium's time for the same quality, and 6 % more bytes.
+      preset: speed against size, by the codec's names; both codecs have slow, medium and fast. By default
+        x264's veryfast and NVENC's fast: at 16 veryfast is as near to the picture as fast is at 18, and
+        takes less than half of its time and up to a half more bytes.
       audio_bit_rate: of the AAC track, bits a second; by default 96 000 for each channel.
     """
 
     codec: Literal["libx264", "h264_nvenc"] = "libx264"
-    crf: int = pydantic.Field(18, ge=0, le=51)
-    preset: str = "fast"
+    crf: int = pydantic.Field(16, ge=0, le=51)
+    preset: str | None = None
     audio_bit_rate: int | None = pydantic.Field(None, ge=8000)
 
 
@@ -756,9 +757,10 @@ def picture_encoder(
     pixel_aspect: Fraction,
 ) -> Callable[[np.ndarray | None, int], None]:
     """Adds a video track; gives what encodes a frame and its number, or None for the end."""
-    quality = {"preset": encoding.preset, "crf": str(encoding.crf)}
+    preset = encoding.preset or {"libx264": "veryfast", "h264_nvenc": "fast"}[encoding.codec]
+    quality = {"preset": preset, "crf": str(encoding.crf)}
     if encoding.codec == "h264_nvenc":
-        quality = {"preset": encoding.preset, "rc": "vbr", "cq": str(encoding.crf)}
+        quality = {"preset": preset, "rc": "vbr", "cq": str(encoding.crf)}
     try:
         stream = output.add_stream(encoding.codec, rate=fps, options=quality)
     except av.codec.codec.UnknownCodecError as error:
@@ -781,7 +783,7 @@ def picture_encoder(
         if encoding.codec == "h264_nvenc":
             remedy = "it needs an NVIDIA GPU with an encoder, which A100 and H100 lack: use libx264"
         raise InputError(
-            f"{path}: {encoding.codec} with preset {encoding.preset} cannot encode {width}x{height} here "
+            f"{path}: {encoding.codec} with preset {preset} cannot encode {width}x{height} here "
             f"({reason(error)}); {remedy}"
         ) from error
 
