@@ -599,6 +599,19 @@ def test_nothing_written_is_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_default_keeps_what_a_slower_preset_keeps(tmp_path):
+    frames = moving(24, 256, 256)
+    ours = write(tmp_path / "ours.mp4", frames, encoding=Encoding())
+    slower = encode(
+        tmp_path / "slower.mp4", *["-c:v", "libx264", "-crf", "18", "-preset", "fast"],
+        *["-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"], "-pix_fmt", "yuv420p",
+        frames=frames,
+    )  # fmt: skip
+    error = lambda path: ((read(path).astype(float) - frames) ** 2).mean()
+    assert error(ours) < 1.05 * error(slower)
+    assert ours.stat().st_size < 1.8 * slower.stat().st_size
+
+
 def test_codecs_that_are_not_to_be_had(tmp_path):
     try:
         write(tmp_path / "a.mp4", moving(12, 256, 256), encoding=Encoding(codec="h264_nvenc"))
