@@ -161,7 +161,7 @@ def clips(folder: Path, identities: int) -> list[Path]:
         woman = i == last or someone.voice.rpartition("+")[2] in WOMEN
         with assets.replacement(folder / names[i]) as partial:
             partial.mkdir()
-            film(partial, i, someone._replace(voice=speech.HELD_OUT[woman], throat=1.0))
+            film(partial, i, someone._replace(voice=speech.HELD_OUT[woman]))
     return [folder / name for name in names.values()]
 
 

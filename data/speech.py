@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import soxr
 from jaxtyping import Float
 
 from unavglip_jax.config import InputError
@@ -23,7 +22,6 @@ WOMEN = ("f1", "f2", "f3", "f5", "Andrea", "Annie", "anika", "belinda", "linda",
 VOICES = tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in MEN + WOMEN)
 HELD_OUT = ("en-us+m2", "en-us+f4")  # voices for measuring; nothing is trained on them
 SLOWEST, FASTEST = 80, 400  # words a minute
-THROATS = 0.8, 1.25  # times the usual length
 
 PAUSE = "_"  # symbol of silence
 STRESS = "ˈ"  # the mark of main stress, in front of a vowel's symbol
@@ -106,9 +104,7 @@ Callback = ctypes.CFUNCTYPE(
 ONE_AT_A_TIME = threading.Lock()  # the library has one global state
 
 
-def speak(
-    text: str, voice: str, words_a_minute: int = 170, pitch: int = 50, throat: float = 1.0
-) -> Speech:
+def speak(text: str, voice: str, words_a_minute: int = 170, pitch: int = 50) -> Speech:
     """Says an English text; the same arguments give the same samples, whatever was said before.
 
     Args:
@@ -116,34 +112,23 @@ def speak(
       voice: one of `VOICES` or `HELD_OUT`.
       words_a_minute: 80 to 400.
       pitch: 0 to 99, around the voice's own at 50.
-      throat: length of the vocal tract, 0.8 to 1.25 times the voice's own: all resonances, and the pitch,
-        are as much lower. So the few voices become many.
 
     Raises:
       InputError: an argument is out of range, there is nothing to say, or espeak-ng is not installed.
     """
     if voice not in VOICES + HELD_OUT:
         raise InputError(f"there is no voice {voice!r}; take one such as {', '.join(VOICES[:3])}")
-    if not THROATS[0] <= throat <= THROATS[1]:
-        raise InputError(f"nobody has a throat {throat} times as long as others; give 0.8 to 1.25")
-    # A longer throat sounds as a tape that runs slower does, so it has to speak faster.
-    pace = round(words_a_minute * throat)
-    if not (SLOWEST <= words_a_minute <= FASTEST and SLOWEST <= pace <= FASTEST):
+    if not SLOWEST <= words_a_minute <= FASTEST:
         raise InputError(
-            f"{words_a_minute} words a minute by a throat of {throat} cannot be spoken; "
-            f"give {SLOWEST} to {FASTEST}"
+            f"{words_a_minute} words a minute cannot be spoken; give {SLOWEST} to {FASTEST}"
         )
     if not 0 <= pitch <= 99:
         raise InputError(f"pitch {pitch} is out of range; give 0 to 99")
-    samples, rate, events = synthesised(text, voice, pace, pitch)
+    samples, rate, events = synthesised(text, voice, words_a_minute, pitch)
     if not any(symbol for _, symbol in events):
         raise InputError(f"nothing in the text {text!r} can be spoken; give words")
-    samples = samples.astype(np.float32) / 32768
-    if throat != 1:
-        samples = soxr.resample(samples, rate, rate * throat)
-        events = [(round(sample * throat), symbol) for sample, symbol in events]
     lead = round(LEAD * rate)
-    samples = np.concatenate([np.zeros(lead, np.float32), samples])
+    samples = np.concatenate([np.zeros(lead, np.int16), samples]).astype(np.float32) / 32768
     events = [(0, "")] + [(lead + sample, symbol) for sample, symbol in events]
     return Speech(samples, rate, with_closures(samples, rate, segments(events, len(samples))))
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from unavglip_jax.config import AudioFrontEnd
 from unavglip_jax.data.speech import VOICES
-from unavglip_jax.data.synth import FPS, Person, monologue, prepare_process, throat_of
+from unavglip_jax.data.synth import FPS, Person, monologue, prepare_process
 from unavglip_jax.data.visemes import mouth_track
 from unavglip_jax.media import audio
 
@@ -57,8 +57,7 @@ def lesson(number: int, seed: int, front_end: AudioFrontEnd, n_mels: int) -> Les
     if rng.random() > WHOLE_SHARE:
         seconds = Fraction(int(rng.uniform(SHORTEST, float(FULL)) * FPS), FPS)
     voice = VOICES[rng.integers(len(VOICES))]
-    pace, pitch = int(rng.integers(130, 205)), int(rng.integers(25, 76))
-    who = Person(None, "", voice, pace, pitch, throat_of(rng))
+    who = Person(None, "", voice, int(rng.integers(130, 205)), int(rng.integers(25, 76)))
     speech, _ = monologue(rng, who, seconds)
     spoken = int(seconds * FPS)
     mouth = mouth_track(speech, int(FULL * FPS), FPS)

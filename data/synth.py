@@ -41,7 +41,6 @@ SMALLEST = 128  # pixels; at 64 x264 does not encode the same pictures the same 
 ASTRONAUT = "astronaut"  # the photograph that comes with scikit-image
 SETTINGS = "synth.json"  # what all clips of an output folder share
 WOMENS_LASHES = 0.45  # `heads.random_head` gives women longer lashes and men shorter ones, always
-THROAT = 0.14  # deviation of a throat's length from the voice's own, at most, by logarithm
 SILENCE_BEFORE, SILENCE_BETWEEN = (0.05, 0.3), (0.1, 0.6)  # seconds
 
 
@@ -54,7 +53,6 @@ class Person(NamedTuple):
       voice: one of `VOICES`.
       words_a_minute: how fast they usually speak.
       pitch: how high, as in `speak`.
-      throat: how long theirs is, as in `speak`.
     """
 
     look: "heads.Head | Photograph"
@@ -62,7 +60,6 @@ class Person(NamedTuple):
     voice: str
     words_a_minute: int
     pitch: int
-    throat: float
 
     def draw(
         self,
@@ -264,13 +261,7 @@ def person(seed: int, identity: int, photograph: "tuple[str, Photograph] | None"
         variants = WOMEN if look.lashes > WOMENS_LASHES else MEN
     voices = [voice for voice in VOICES if voice.rpartition("+")[2] in variants]
     voice = voices[rng.integers(len(voices))]
-    pace, pitch = int(rng.integers(145, 186)), int(rng.integers(38, 63))
-    return Person(look, source, voice, pace, pitch, throat_of(rng))
-
-
-def throat_of(rng: np.random.Generator) -> float:
-    """Somebody's, among people whose voices sound like the same one's."""
-    return float(np.exp(rng.uniform(-THROAT, THROAT)))
+    return Person(look, source, voice, int(rng.integers(145, 186)), int(rng.integers(38, 63)))
 
 
 def monologue(rng: np.random.Generator, who: Person, seconds: Fraction) -> tuple[Speech, str]:
@@ -283,7 +274,7 @@ def monologue(rng: np.random.Generator, who: Person, seconds: Fraction) -> tuple
     )
     while not rate or length < seconds * rate:
         texts.append(sentence(rng))
-        said = speak(texts[-1], who.voice, speed, pitch, who.throat)
+        said = speak(texts[-1], who.voice, speed, pitch)
         rate = said.rate
         blocks += [np.zeros(round(silence * rate), np.float32), said.samples]
         spoken = (length + len(blocks[-2])) / rate

@@ -253,25 +253,6 @@ def test_men_have_mens_voices():
     assert kinds == {True, False}
 
 
-def test_people_with_one_voice_have_throats_of_their_own():
-    throats = np.array([synth.person(0, identity, None).throat for identity in range(40)])
-    assert len(set(throats)) == 40
-    assert 0.86 < throats.min() < 0.93 and 1.08 < throats.max() < 1.16
-
-
-def test_a_person_speaks_with_their_throat():
-    someone = synth.person(0, 0, None)
-    say = lambda throat: synth.monologue(
-        np.random.default_rng(1), someone._replace(throat=throat), Fraction(4)
-    )
-    (deep, text), (high, same) = say(1.12), say(0.88)
-    assert text == same and len(deep.samples) == len(high.samples)
-    middle = lambda speech: (  # of the spectrum
-        (power := np.abs(np.fft.rfft(speech.samples)) ** 2) @ np.arange(len(power)) / power.sum()
-    )
-    assert middle(high) > 1.1 * middle(deep)
-
-
 def test_phonemes_are_cut_with_the_clip():
     phonemes = [
         Phoneme(0, 0.2, PAUSE),
