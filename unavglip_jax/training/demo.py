@@ -56,7 +56,7 @@ class Options:
     few: int = 320
     photographs: int = 320
     speakers: int = 120
-    recordings: int = 2600
+    recordings: int = 800
     scale: float = 1.0
 
 
@@ -97,7 +97,7 @@ def main(options: Options) -> None:
 def hearing_pack(folder: Path, options: Options) -> Path:
     """A pack with nothing but the audio encoder."""
     if not folder.exists():
-        steps = max(2, round(15000 * options.scale))
+        steps = max(2, round(8000 * options.scale))
         weights, report = hearing.pretrain(WHISPER, "v15", options.recordings, steps)
         print(report)
         source = f"learnt from {options.recordings} synthetic recordings, {steps} steps"
