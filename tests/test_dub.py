@@ -379,7 +379,10 @@ def test_interrupting_leaves_nothing_half_written(work, tmp_path):
         Path(sys.executable).with_name("unavglip"), "dub", "--pack", work / "pack", "--video",
         work / "in.mp4", "--audio", tmp_path / "long.wav", "--output", tmp_path / "out.mp4",
     ]  # fmt: skip
+    # A shell lets what it starts in the background ignore Ctrl-C, and its children with it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*map(str, line), "--quiet"], stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while not list(tmp_path.glob(".out*")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ from unavglip_jax.models.whisper import Whisper, WhisperConfig
 
 WIDTH, HEIGHT, SIZE = 480, 270, 64
 FACE = (225, 130)  # in the photograph
-FAST = video.Encoding(preset="ultrafast")
+FAST = video.Encoding(preset="ultrafast", crf=18)
 SETTINGS = PreprocessSettings(min_seconds=0.6, max_seconds=1.2, min_face=60, identities=3)
 PHOTO = skimage.data.astronaut()[:260]
 DESCRIPTION = {
